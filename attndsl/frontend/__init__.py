@@ -1,0 +1,1 @@
+"""From what users write, Python functions or text, to a typed `Variant`."""

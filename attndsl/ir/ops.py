@@ -1,0 +1,208 @@
+"""Every operator and everything known about it: one row each, so that a new operator is one row and its tests.
+
+`text` is the spelling in the language (infix, prefix or call), `binding` how tightly it binds there (Python's order,
+larger is tighter). `torch` names a function of `attndsl.reference`'s namespace, `triton` is an expression in which
+`{0}`, `{1}` stand for the operands and a name starting with `_` for a helper the emitted module defines.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+from attndsl.ir.types import DType
+
+
+class Op(Enum):
+    ADD = auto()
+    SUB = auto()
+    MUL = auto()
+    DIV = auto()
+    FLOORDIV = auto()
+    MOD = auto()
+    POW = auto()
+    NEG = auto()
+    ABS = auto()
+    MIN = auto()
+    MAX = auto()
+    LT = auto()
+    LE = auto()
+    GT = auto()
+    GE = auto()
+    EQ = auto()
+    NE = auto()
+    AND = auto()
+    OR = auto()
+    XOR = auto()
+    NOT = auto()
+    BIT_AND = auto()
+    BIT_OR = auto()
+    BIT_XOR = auto()
+    BIT_NOT = auto()
+    SHL = auto()
+    SHR = auto()
+    BIT_LENGTH = auto()
+    WHERE = auto()
+    EXP = auto()
+    EXP2 = auto()
+    LOG = auto()
+    LOG2 = auto()
+    SQRT = auto()
+    RSQRT = auto()
+    SIN = auto()
+    COS = auto()
+    TAN = auto()
+    TANH = auto()
+    SIGMOID = auto()
+    SILU = auto()
+    GELU = auto()
+    ERF = auto()
+    FLOOR = auto()
+    CEIL = auto()
+    ROUND = auto()
+    TO_BOOL = auto()
+    TO_INT = auto()
+    TO_FLOAT = auto()
+
+
+class Form(Enum):
+    """How the language writes an operator."""
+
+    INFIX = auto()
+    PREFIX = auto()
+    CALL = auto()
+
+
+class Result(Enum):
+    """The type of the result: that of the operands, or a fixed one."""
+
+    SAME = auto()
+    BOOL = auto()
+    INT = auto()
+    FLOAT = auto()
+
+
+NUMBER = frozenset({DType.I64, DType.F32})
+INT = frozenset({DType.I64})
+FLOAT = frozenset({DType.F32})
+BOOL = frozenset({DType.BOOL})
+ANY = NUMBER | BOOL
+
+
+@dataclass(frozen=True, slots=True)
+class OpFacts:
+    """One row of the table. `operands` are the accepted types, alike for all operands (for `WHERE`: of the branches)."""
+
+    text: str
+    form: Form
+    binding: int
+    arity: int
+    operands: frozenset[DType]
+    result: Result
+    torch: str
+    triton: str
+    exact: Callable[..., Any] | None = None
+    commutative: bool = False
+
+
+def _infix(text: str, binding: int, operands: frozenset[DType], result: Result, torch: str, **facts: Any) -> OpFacts:
+    facts.setdefault("triton", f"{{0}} {text} {{1}}")
+    return OpFacts(text, Form.INFIX, binding, 2, operands, result, torch, **facts)
+
+
+def _call(text: str, operands: frozenset[DType], triton: str, result: Result = Result.SAME, **facts: Any) -> OpFacts:
+    arity = facts.pop("arity", 1)
+    return OpFacts(text, Form.CALL, 100, arity, operands, result, facts.pop("torch", text), triton, **facts)
+
+
+def _compare(text: str, operands: frozenset[DType], torch: str, exact: Callable[..., Any]) -> OpFacts:
+    return _infix(text, 40, operands, Result.BOOL, torch, exact=exact, commutative=text in ("==", "!="))
+
+
+def _truncate(value: int | float) -> int:
+    return math.trunc(value)
+
+
+FACTS: dict[Op, OpFacts] = {
+    Op.ADD: _infix("+", 80, NUMBER, Result.SAME, "add", exact=operator.add, commutative=True),
+    Op.SUB: _infix("-", 80, NUMBER, Result.SAME, "sub", exact=operator.sub),
+    Op.MUL: _infix("*", 90, NUMBER, Result.SAME, "mul", exact=operator.mul, commutative=True),
+    Op.DIV: _infix("/", 90, FLOAT, Result.SAME, "true_divide", exact=operator.truediv),
+    Op.FLOORDIV: _infix(
+        "//", 90, NUMBER, Result.SAME, "floor_divide", triton="_floordiv({0}, {1})", exact=operator.floordiv
+    ),
+    Op.MOD: _infix("%", 90, NUMBER, Result.SAME, "remainder", triton="_mod({0}, {1})", exact=operator.mod),
+    Op.POW: _infix("**", 98, FLOAT, Result.SAME, "pow", triton="_pow({0}, {1})"),
+    Op.NEG: OpFacts("-", Form.PREFIX, 95, 1, NUMBER, Result.SAME, "neg", "-{0}", operator.neg),
+    Op.ABS: _call("abs", NUMBER, "tl.abs({0})", exact=abs),
+    Op.MIN: _call(
+        "min",
+        NUMBER,
+        "tl.minimum({0}, {1}, propagate_nan=tl.PropagateNan.ALL)",
+        torch="minimum",
+        arity=2,
+        exact=min,
+        commutative=True,
+    ),
+    Op.MAX: _call(
+        "max",
+        NUMBER,
+        "tl.maximum({0}, {1}, propagate_nan=tl.PropagateNan.ALL)",
+        torch="maximum",
+        arity=2,
+        exact=max,
+        commutative=True,
+    ),
+    Op.LT: _compare("<", NUMBER, "lt", operator.lt),
+    Op.LE: _compare("<=", NUMBER, "le", operator.le),
+    Op.GT: _compare(">", NUMBER, "gt", operator.gt),
+    Op.GE: _compare(">=", NUMBER, "ge", operator.ge),
+    Op.EQ: _compare("==", ANY, "eq", operator.eq),
+    Op.NE: _compare("!=", ANY, "ne", operator.ne),
+    Op.AND: _infix("and", 20, BOOL, Result.BOOL, "logical_and", triton="{0} & {1}", exact=operator.and_),
+    Op.OR: _infix("or", 10, BOOL, Result.BOOL, "logical_or", triton="{0} | {1}", exact=operator.or_),
+    Op.XOR: _infix("^", 55, BOOL, Result.BOOL, "logical_xor", exact=operator.xor, commutative=True),
+    Op.NOT: OpFacts("not", Form.PREFIX, 30, 1, BOOL, Result.BOOL, "logical_not", "~{0}", operator.not_),
+    Op.BIT_AND: _infix("&", 60, INT, Result.SAME, "bitwise_and", exact=operator.and_, commutative=True),
+    Op.BIT_OR: _infix("|", 50, INT, Result.SAME, "bitwise_or", exact=operator.or_, commutative=True),
+    Op.BIT_XOR: _infix("^", 55, INT, Result.SAME, "bitwise_xor", exact=operator.xor, commutative=True),
+    Op.BIT_NOT: OpFacts("~", Form.PREFIX, 95, 1, INT, Result.SAME, "bitwise_not", "~{0}", operator.invert),
+    Op.SHL: _infix("<<", 70, INT, Result.SAME, "bitwise_left_shift", exact=operator.lshift),
+    Op.SHR: _infix(">>", 70, INT, Result.SAME, "bitwise_right_shift", exact=operator.rshift),
+    Op.BIT_LENGTH: _call("bit_length", INT, "_bit_length({0})", exact=int.bit_length),
+    Op.WHERE: _call(
+        "where", ANY, "tl.where({0}, {1}, {2})", arity=3, exact=lambda cond, yes, no: yes if cond else no
+    ),
+    Op.EXP: _call("exp", FLOAT, "tl.exp({0})"),
+    Op.EXP2: _call("exp2", FLOAT, "tl.exp2({0})"),
+    Op.LOG: _call("log", FLOAT, "tl.log({0})"),
+    Op.LOG2: _call("log2", FLOAT, "tl.log2({0})"),
+    Op.SQRT: _call("sqrt", FLOAT, "tl.sqrt_rn({0})"),
+    Op.RSQRT: _call("rsqrt", FLOAT, "tl.rsqrt({0})"),
+    Op.SIN: _call("sin", FLOAT, "tl.sin({0})"),
+    Op.COS: _call("cos", FLOAT, "tl.cos({0})"),
+    Op.TAN: _call("tan", FLOAT, "_tan({0})"),
+    Op.TANH: _call("tanh", FLOAT, "_tanh({0})"),
+    Op.SIGMOID: _call("sigmoid", FLOAT, "tl.sigmoid({0})"),
+    Op.SILU: _call("silu", FLOAT, "_silu({0})"),
+    Op.GELU: _call("gelu", FLOAT, "_gelu({0})"),
+    Op.ERF: _call("erf", FLOAT, "tl.erf({0})"),
+    Op.FLOOR: _call("floor", FLOAT, "tl.floor({0})"),
+    Op.CEIL: _call("ceil", FLOAT, "tl.ceil({0})"),
+    Op.ROUND: _call("round", FLOAT, "_round({0})"),
+    Op.TO_BOOL: _call("bool", ANY, "{0} != 0", Result.BOOL, torch="to_bool", exact=bool),
+    Op.TO_INT: _call("int", ANY, "_to_int({0})", Result.INT, torch="to_int", exact=_truncate),
+    Op.TO_FLOAT: _call("float", ANY, "_to_float({0})", Result.FLOAT, torch="to_float", exact=float),
+}
+
+
+def facts(op: Op) -> OpFacts:
+    """The row of an operator."""
+    return FACTS[op]
+
+
+CALLS: dict[str, Op] = {row.text: op for op, row in FACTS.items() if row.form is Form.CALL}
