@@ -110,9 +110,7 @@ class Reporter:
         self._kind = kind
         self._found: list[Diagnostic] = []
 
-    def error(
-        self, code: str, message: str, span: Span | None = None, *notes: str, help: str | None = None
-    ) -> None:
+    def error(self, code: str, message: str, span: Span | None = None, *notes: str, help: str | None = None) -> None:
         """Remember a mistake; the stage goes on."""
         diagnostic = Diagnostic(code, message, span, notes, help)
         if diagnostic not in self._found:

@@ -38,7 +38,7 @@ class Builder:
         self.origins = Origins()
         self._depth: dict[Expr, int] = {}
 
-    def literal(self, value: bool | int | float, span: Span | None = None) -> Expr:
+    def literal(self, value: bool | float, span: Span | None = None) -> Expr:
         """A constant: `true`, `3` or `3.0`."""
         if isinstance(value, bool):
             return self._written(build.boolean(value), span)

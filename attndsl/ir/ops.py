@@ -123,7 +123,7 @@ def _compare(text: str, operands: frozenset[DType], torch: str, exact: Callable[
     return _infix(text, 40, operands, Result.BOOL, torch, exact=exact, commutative=text in ("==", "!="))
 
 
-def _truncate(value: int | float) -> int:
+def _truncate(value: float) -> int:
     return math.trunc(value)
 
 
@@ -174,9 +174,7 @@ FACTS: dict[Op, OpFacts] = {
     Op.SHL: _infix("<<", 70, INT, Result.SAME, "bitwise_left_shift", exact=operator.lshift),
     Op.SHR: _infix(">>", 70, INT, Result.SAME, "bitwise_right_shift", exact=operator.rshift),
     Op.BIT_LENGTH: _call("bit_length", INT, "_bit_length({0})", exact=int.bit_length),
-    Op.WHERE: _call(
-        "where", ANY, "tl.where({0}, {1}, {2})", arity=3, exact=lambda cond, yes, no: yes if cond else no
-    ),
+    Op.WHERE: _call("where", ANY, "tl.where({0}, {1}, {2})", arity=3, exact=lambda cond, yes, no: yes if cond else no),
     Op.EXP: _call("exp", FLOAT, "tl.exp({0})"),
     Op.EXP2: _call("exp2", FLOAT, "tl.exp2({0})"),
     Op.LOG: _call("log", FLOAT, "tl.log({0})"),
