@@ -1,0 +1,39 @@
+"""Fixtures every test may use: golden files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-goldens", action="store_true", help="write what the tests got into tests/golden")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """`golden(text)` compares with `tests/golden/<folder>/<test>.txt`; the file takes its name from the test's.
+
+    A parametrised test `test_error[unknown-name]` owns `unknown-name.txt`, a plain `test_picture` owns `picture.txt`;
+    `folder` groups the files of one kind, `name` and `suffix` override what the test's name says.
+    """
+
+    def check(text: str, folder: str, *, name: str | None = None, suffix: str = ".txt") -> None:
+        path = GOLDEN / folder / ((name or _name_of(request.node.name)) + suffix)
+        text = text.rstrip("\n") + "\n"
+        if request.config.getoption("--update-goldens"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        assert path.exists(), f"{path.relative_to(GOLDEN)} is missing; run pytest with --update-goldens and review it"
+        assert text == path.read_text(encoding="utf-8")
+
+    return check
+
+
+def _name_of(test: str) -> str:
+    plain, bracket, parameters = test.partition("[")
+    return parameters.removesuffix("]") if bracket else plain.removeprefix("test_")
