@@ -1,0 +1,195 @@
+"""Values of expressions as torch tensors, the meaning of every operator.
+
+In: expressions and an `Env` with a tensor for every leaf. Out: a tensor for each expression, in the smallest shape that
+broadcasts to `[B, H, Nq, Nk]`: what is free of the key has size 1 along it. Integers are int64; floats have the
+environment's dtype. Nothing fails at a pair that turns out dead or in a branch not taken: out-of-range indices are
+clamped and an integer divided by zero is some integer. Everything is differentiable by autograd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from attndsl.ir.nodes import Apply, Const, Expr, Load, Reduce, Scalar, children
+from attndsl.ir.ops import facts
+from attndsl.ir.rewrite import postorder
+from attndsl.ir.types import DType, Reduction
+
+Value = bool | int | float | Tensor
+"""What a parameter is bound to: a tensor for a tensor parameter, a number (or a 0-d tensor) for a scalar."""
+
+
+@dataclass(frozen=True, slots=True)
+class Env:
+    """What expressions are evaluated over.
+
+    `leaves` gives the coordinates, the lengths, the score and the weight; any further node it holds is taken from there
+    and not computed. `live` says over which pairs row statistics are taken.
+    """
+
+    leaves: Mapping[Expr, Tensor] = field(default_factory=dict)
+    values: Mapping[str, Value] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32
+    live: Tensor | None = None
+    device: torch.device | str = "cpu"
+
+    def storage(self, dtype: DType) -> torch.dtype:
+        """The torch dtype that values of a type have here."""
+        if dtype.is_bool:
+            return torch.bool
+        return torch.int64 if dtype.is_int else self.dtype
+
+
+def evaluate(root: Expr, env: Env) -> Tensor:
+    """The value of one expression."""
+    return evaluate_all((root,), env)[0]
+
+
+def evaluate_all(roots: Sequence[Expr], env: Env) -> tuple[Tensor, ...]:
+    """The values of several expressions; what they share is computed once."""
+    known = dict(env.leaves)
+    for node in postorder(*roots):
+        if node not in known:
+            known[node] = _value(node, [known[child] for child in children(node)], env)
+    return tuple(known[root] for root in roots)
+
+
+def _value(node: Expr, operands: list[Tensor], env: Env) -> Tensor:
+    match node:
+        case Const(value=value, dtype=dtype):
+            return torch.tensor(value, dtype=env.storage(dtype), device=env.device)
+        case Scalar(name=name, dtype=dtype):
+            return torch.as_tensor(env.values[name], device=env.device).to(env.storage(dtype))
+        case Load(tensor=tensor, dtype=dtype):
+            return _gather(torch.as_tensor(env.values[tensor]).to(env.storage(dtype)), operands)
+        case Apply(op=op, dtype=dtype):
+            # The cast is for `to_float` alone: only the environment knows how wide floats are.
+            return _call(_function(facts(op).torch), operands).to(env.storage(dtype))
+        case Reduce(reduction=reduction, arg=arg):
+            if env.live is None:
+                raise KeyError(f"{reduction.value} of {arg.dtype.value} needs to know which pairs are live")
+            return _reduce(reduction, operands[0], env.live)
+        case _:
+            raise KeyError(f"the environment has no value for {node}")
+
+
+def _gather(tensor: Tensor, indices: list[Tensor]) -> Tensor:
+    """The elements at the indices. Live reads are in bounds; elsewhere the nearest element will do."""
+    if not indices:
+        return tensor
+    if tensor.numel() == 0:
+        return tensor.new_zeros(()).expand_as(sum(indices[1:], indices[0]))
+    return tensor[tuple(index.clamp(0, size - 1) for index, size in zip(indices, tensor.shape, strict=True))]
+
+
+def _reduce(reduction: Reduction, values: Tensor, live: Tensor) -> Tensor:
+    """A statistic over the live keys of each row; the maximum of none is -inf."""
+    match reduction:
+        case Reduction.MAX:
+            candidates = torch.where(live, values, -torch.inf)
+            nothing = candidates.new_full((*candidates.shape[:-1], 1), -torch.inf)
+            return (candidates if candidates.shape[-1] > 0 else nothing).amax(-1, keepdim=True)
+        case Reduction.SUM:
+            return torch.where(live, values, 0.0).sum(-1, keepdim=True)
+
+
+def _call(function: Callable[..., Tensor], operands: list[Tensor]) -> Tensor:
+    if torch.is_grad_enabled() and any(operand.requires_grad for operand in operands):
+        result: Tensor = _Differentiated.apply(function, *operands)  # type: ignore[no-untyped-call]
+        return result
+    return function(*operands)
+
+
+class _Differentiated(torch.autograd.Function):
+    """A function whose gradient is 0 wherever nothing flows back to it, however singular its derivative is there.
+
+    Dead pairs and branches not taken are evaluated too, at arguments nobody meant: `0 * inf` must not reach an operand
+    that live pairs share.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., Tensor], *operands: Tensor) -> Tensor:
+        ctx.function = function
+        ctx.save_for_backward(*operands)
+        return function(*operands)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        # Operands are expanded first: what is 0 at a pair must be made so before pairs are summed.
+        needed = ctx.needs_input_grad[1:]
+        full = [operand.detach().expand(gradient.shape) for operand in ctx.saved_tensors]
+        wanted = [operand.requires_grad_() for operand, needs in zip(full, needed, strict=True) if needs]
+        with torch.enable_grad():
+            result = ctx.function(*full)
+        found = iter(torch.autograd.grad(result, wanted, gradient))
+        return None, *(
+            torch.where(gradient == 0, 0.0, next(found)).sum_to_size(operand.shape) if needs else None
+            for operand, needs in zip(ctx.saved_tensors, needed, strict=True)
+        )
+
+
+def floor_divide(left: Tensor, right: Tensor) -> Tensor:
+    """Python's `//`; unlike torch's function of that name it has a derivative."""
+    return torch.div(left, _divisor(right), rounding_mode="floor")
+
+
+def remainder(left: Tensor, right: Tensor) -> Tensor:
+    """Python's `%`."""
+    return torch.remainder(left, _divisor(right))
+
+
+def bit_length(value: Tensor) -> Tensor:
+    """The number of bits of |value|, by bisection: a logarithm is inexact beyond 2**53."""
+    rest = value.abs()
+    bits = torch.zeros_like(rest)
+    for step in (32, 16, 8, 4, 2, 1):
+        high = rest >= 1 << step
+        bits = torch.where(high, bits + step, bits)
+        rest = torch.where(high, rest >> step, rest)
+    # |-2**63| is itself in 64 bits.
+    return torch.where(rest < 0, 64, bits + rest)
+
+
+def to_bool(value: Tensor) -> Tensor:
+    """False for zero."""
+    return value != 0
+
+
+def to_int(value: Tensor) -> Tensor:
+    """Towards zero."""
+    return value.to(torch.int64)
+
+
+def to_float(value: Tensor) -> Tensor:
+    """The number as it is; the caller widens it to the dtype of floats."""
+    return value
+
+
+_LOCAL: dict[str, Callable[..., Tensor]] = {
+    "floor_divide": floor_divide,
+    "remainder": remainder,
+    "bit_length": bit_length,
+    "to_bool": to_bool,
+    "to_int": to_int,
+    "to_float": to_float,
+    "gelu": functional.gelu,
+    "silu": functional.silu,
+}
+
+
+def _function(name: str) -> Callable[..., Tensor]:
+    """The function the operator table names: one of this module, or torch's."""
+    function: Callable[..., Tensor] = _LOCAL[name] if name in _LOCAL else getattr(torch, name)
+    return function
+
+
+def _divisor(value: Tensor) -> Tensor:
+    """torch raises on an integer division by zero, which a dead pair may well do."""
+    return value if value.is_floating_point() else torch.where(value == 0, 1, value)
