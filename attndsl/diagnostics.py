@@ -10,6 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePath
 
+WIDTH = 160
+"""Of a longer line, only the stretch around the caret is shown."""
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -25,7 +28,7 @@ class Source:
 
     def line(self, number: int) -> str:
         """The text of a 1-based line, empty beyond the end."""
-        lines = self.text.splitlines()
+        lines = self.text.split("\n")  # `splitlines` would also break at form feeds and the like
         return lines[number - 1] if 0 < number <= len(lines) else ""
 
 
@@ -48,11 +51,14 @@ class Span:
         if not text.strip():
             return []
         end = self.end_column if self.end_line == self.line else len(text) + 1
+        skipped = max(0, self.column - WIDTH // 2) if len(text) > WIDTH else 0
+        text = text[skipped : skipped + WIDTH]
+        column, end = self.column - skipped, min(end - skipped, len(text) + 1)
         number = str(self.line)
         margin = " " * len(number)
         # A tab in the indentation must stay a tab below it, or the caret drifts.
-        indent = "".join("\t" if char == "\t" else " " for char in text[: self.column - 1])
-        return [f" {number} | {text}", f" {margin} | {indent}{'^' * max(1, end - self.column)}"]
+        indent = "".join("\t" if char == "\t" else " " for char in text[: column - 1])
+        return [f" {number} | {text}", f" {margin} | {indent}{'^' * max(1, end - column)}"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +110,9 @@ class VerifyError(Exception):
 
 
 class Reporter:
-    """Collects the diagnostics of one stage so that all of them are reported together."""
+    """Collects the diagnostics of one stage so that all of them are reported together, up to a number one can read."""
+
+    LIMIT = 100
 
     def __init__(self, kind: type[DiagnosticError] = ProgramError) -> None:
         self._kind = kind
@@ -115,9 +123,11 @@ class Reporter:
         diagnostic = Diagnostic(code, message, span, notes, help)
         if diagnostic not in self._found:
             self._found.append(diagnostic)
+        if len(self._found) >= self.LIMIT:
+            self.check()
 
-    def __bool__(self) -> bool:
-        return bool(self._found)
+    def __len__(self) -> int:
+        return len(self._found)
 
     def check(self) -> None:
         """Raise everything found so far."""

@@ -12,8 +12,9 @@ from typing import TypeVar
 
 from attndsl.diagnostics import Reporter, Span
 from attndsl.ir import build
-from attndsl.ir.nodes import Apply, Const, Expr, Load, children
+from attndsl.ir.nodes import Apply, Const, Expr, Load, children, with_children
 from attndsl.ir.ops import CALLS, FLOAT, Op, facts
+from attndsl.ir.rewrite import postorder
 from attndsl.ir.types import DType, Reduction
 from attndsl.ir.variant import Origins, TensorParam
 
@@ -86,6 +87,9 @@ class Builder:
             return self._fold(CALLS[name], name, args, span)
         if name == "clamp" and len(args) == 3:
             return self.call("min", (self.call("max", args[:2], span), args[2]), span)
+        if name == "clamp":
+            self.reporter.error("wrong-arity", f"`clamp` takes 3 argument(s), got {len(args)}", span)
+            return build.real(0.0)
         op = CALLS.get(name)
         if op is None:
             known = ", ".join(f"`{known}`" for known in sorted({*CALLS, "clamp"}))
@@ -150,6 +154,18 @@ class Builder:
         if numbers is None:
             return build.real(0.0)
         return self._written(build.row(reduction, self._float(numbers[0])), span)
+
+    def substitute(self, root: Expr, old: Expr, new: Expr) -> Expr:
+        """The expression with one node replaced by another; what is rebuilt keeps its spans."""
+        moves = {old: new}
+        for node in postorder(root):
+            if node not in moves:
+                moved = with_children(node, tuple(moves[child] for child in children(node)))
+                if moved is not node:
+                    self._written(moved, None)
+                    self.origins.add(moved, *self.origins.of(node))
+                moves[node] = moved
+        return moves[root]
 
     def mask(self, value: Expr, span: Span | None = None) -> Expr:
         """A finished mask."""
@@ -260,7 +276,7 @@ class Builder:
         return result
 
     def _numbers(self, what: str, operands: tuple[Expr, ...], span: Span | None) -> tuple[Expr, ...] | None:
-        """The operands as numbers of one type: bools refused (a captured bool tensor counts, as in torch), ints promoted."""
+        """Numbers of one type: bools refused (a captured bool tensor counts, as in torch), ints promoted."""
         numbers = tuple(self._bool_element(operand) for operand in operands)
         if any(number.dtype.is_bool for number in numbers):
             help_ = "write `int(...)` or `float(...)` to count a bool as 0 or 1, or `where(condition, a, b)`"

@@ -39,27 +39,26 @@ class Origins:
     """The spans each node was written at, in the order of writing. Luggage: it never decides equality."""
 
     def __init__(self, spans: Mapping[Expr, tuple[Span, ...]] | None = None) -> None:
-        self._spans: dict[Expr, tuple[Span, ...]] = dict(spans or {})
+        # Ordered sets: a coordinate is written in thousands of places.
+        self._spans: dict[Expr, dict[Span, None]] = {node: dict.fromkeys(of) for node, of in (spans or {}).items()}
 
     def of(self, node: Expr) -> tuple[Span, ...]:
         """Every span of a node; none for a node no user wrote."""
-        return self._spans.get(node, ())
+        return tuple(self._spans.get(node, ()))
 
     def first(self, node: Expr) -> Span | None:
         """The first place a node was written at."""
-        spans = self.of(node)
-        return spans[0] if spans else None
+        return next(iter(self._spans.get(node, ())), None)
 
     def add(self, node: Expr, *spans: Span | None) -> None:
         """Remember more places of a node."""
-        known = self.of(node)
-        new = tuple(span for span in spans if span is not None and span not in known)
+        new = dict.fromkeys(span for span in spans if span is not None)
         if new:
-            self._spans[node] = known + new
+            self._spans.setdefault(node, {}).update(new)
 
     def moved(self, moves: Mapping[Expr, Expr]) -> Origins:
         """The origins after a rewrite: what an old node carried, its replacement carries too."""
-        origins = Origins(self._spans)
+        origins = Origins({node: tuple(spans) for node, spans in self._spans.items()})
         for old, new in moves.items():
             if new is not old:
                 origins.add(new, *self.of(old))
