@@ -1,0 +1,1 @@
+"""What attndsl promises, measured: `python -m benchmarks.<name>`; results land in `benchmarks/results/`."""
