@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 from weakref import WeakValueDictionary
@@ -123,6 +124,22 @@ def children(node: Expr) -> tuple[Expr, ...]:
             return (arg,)
         case _:
             return ()
+
+
+def postorder(*roots: Expr) -> Iterator[Expr]:
+    """Every distinct node once, operands before the nodes that use them, in the order they are written."""
+    seen: set[Expr] = set()
+    stack: list[tuple[Expr, bool]] = [(root, False) for root in reversed(roots)]
+    while stack:
+        node, expanded = stack.pop()
+        if node in seen:
+            continue
+        if expanded:
+            seen.add(node)
+            yield node
+            continue
+        stack.append((node, True))
+        stack.extend((child, False) for child in reversed(children(node)) if child not in seen)
 
 
 def with_children(node: Expr, operands: tuple[Expr, ...]) -> Expr:

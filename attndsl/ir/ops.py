@@ -2,7 +2,8 @@
 
 `text` is the spelling in the language (infix, prefix or call), `binding` how tightly it binds there (Python's order,
 larger is tighter). `torch` names a function of `attndsl.reference`'s namespace, `triton` is an expression in which
-`{0}`, `{1}` stand for the operands and a name starting with `_` for a helper the emitted module defines.
+`{0}`, `{1}` stand for the operands and a name starting with `_` for a helper the emitted module defines;
+`triton_int` is the spelling on integers where it differs.
 """
 
 from __future__ import annotations
@@ -106,6 +107,7 @@ class OpFacts:
     torch: str
     triton: str
     exact: Callable[..., Any] | None = None
+    triton_int: str | None = None
     commutative: bool = False
 
 
@@ -133,16 +135,33 @@ FACTS: dict[Op, OpFacts] = {
     Op.MUL: _infix("*", 90, NUMBER, Result.SAME, "mul", exact=operator.mul, commutative=True),
     Op.DIV: _infix("/", 90, FLOAT, Result.SAME, "true_divide", exact=operator.truediv),
     Op.FLOORDIV: _infix(
-        "//", 90, NUMBER, Result.SAME, "floor_divide", triton="_floordiv({0}, {1})", exact=operator.floordiv
+        "//",
+        90,
+        NUMBER,
+        Result.SAME,
+        "floor_divide",
+        triton="_floordiv_float({0}, {1})",
+        triton_int="_floordiv({0}, {1})",
+        exact=operator.floordiv,
     ),
-    Op.MOD: _infix("%", 90, NUMBER, Result.SAME, "remainder", triton="_mod({0}, {1})", exact=operator.mod),
+    Op.MOD: _infix(
+        "%",
+        90,
+        NUMBER,
+        Result.SAME,
+        "remainder",
+        triton="_mod_float({0}, {1})",
+        triton_int="_mod({0}, {1})",
+        exact=operator.mod,
+    ),
     Op.POW: _infix("**", 98, FLOAT, Result.SAME, "pow", triton="_pow({0}, {1})"),
     Op.NEG: OpFacts("-", Form.PREFIX, 95, 1, NUMBER, Result.SAME, "neg", "-{0}", operator.neg),
     Op.ABS: _call("abs", NUMBER, "tl.abs({0})", exact=abs),
     Op.MIN: _call(
         "min",
         NUMBER,
-        "tl.minimum({0}, {1}, propagate_nan=tl.PropagateNan.ALL)",
+        "_minimum({0}, {1})",
+        triton_int="tl.minimum({0}, {1})",
         torch="minimum",
         arity=2,
         exact=min,
@@ -151,7 +170,8 @@ FACTS: dict[Op, OpFacts] = {
     Op.MAX: _call(
         "max",
         NUMBER,
-        "tl.maximum({0}, {1}, propagate_nan=tl.PropagateNan.ALL)",
+        "_maximum({0}, {1})",
+        triton_int="tl.maximum({0}, {1})",
         torch="maximum",
         arity=2,
         exact=max,
@@ -193,8 +213,8 @@ FACTS: dict[Op, OpFacts] = {
     Op.CEIL: _call("ceil", FLOAT, "tl.ceil({0})"),
     Op.ROUND: _call("round", FLOAT, "_round({0})"),
     Op.TO_BOOL: _call("bool", ANY, "{0} != 0", Result.BOOL, torch="to_bool", exact=bool),
-    Op.TO_INT: _call("int", ANY, "_to_int({0})", Result.INT, torch="to_int", exact=_truncate),
-    Op.TO_FLOAT: _call("float", ANY, "_to_float({0})", Result.FLOAT, torch="to_float", exact=float),
+    Op.TO_INT: _call("int", ANY, "{0}.to(INDEX)", Result.INT, torch="to_int", exact=_truncate),
+    Op.TO_FLOAT: _call("float", ANY, "{0}.to(tl.float32)", Result.FLOAT, torch="to_float", exact=float),
 }
 
 

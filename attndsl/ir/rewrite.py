@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from attndsl.diagnostics import VerifyError
 from attndsl.ir.nodes import Expr, children, with_children
+from attndsl.ir.nodes import postorder as postorder
 from attndsl.ir.variant import Variant
 
 Rule = Callable[[Expr], Expr | None]
@@ -14,22 +15,6 @@ Rule = Callable[[Expr], Expr | None]
 
 LIMIT = 64
 """Sweeps after which a set of rules is taken to run in circles."""
-
-
-def postorder(*roots: Expr) -> Iterator[Expr]:
-    """Every distinct node once, operands before the nodes that use them, in the order they are written."""
-    seen: set[Expr] = set()
-    stack: list[tuple[Expr, bool]] = [(root, False) for root in reversed(roots)]
-    while stack:
-        node, expanded = stack.pop()
-        if node in seen:
-            continue
-        if expanded:
-            seen.add(node)
-            yield node
-            continue
-        stack.append((node, True))
-        stack.extend((child, False) for child in reversed(children(node)) if child not in seen)
 
 
 def sweep(roots: Iterable[Expr], rule: Rule) -> dict[Expr, Expr]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from attndsl.diagnostics import Span
-from attndsl.ir.nodes import Expr
+from attndsl.ir.nodes import Expr, Load, postorder
 from attndsl.ir.types import DType
 
 
@@ -106,6 +106,11 @@ class Variant:
     @property
     def tensors(self) -> tuple[TensorParam, ...]:
         return tuple(param for param in self.params if isinstance(param, TensorParam))
+
+    def loads_of(self, tensor: str) -> tuple[Load, ...]:
+        """Every element of a captured tensor the program reads."""
+        nodes = postorder(*self.roots)
+        return tuple(node for node in nodes if isinstance(node, Load) and node.tensor == tensor)
 
     def __iter__(self) -> Iterator[Expr]:
         return iter(self.roots)

@@ -1,0 +1,71 @@
+"""Whether an integer expression only grows, or only falls, with the query: then its extremes over a tile are at the ends."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from attndsl.analysis.axes import axes_of
+from attndsl.ir import build
+from attndsl.ir.nodes import Apply, Const, Expr, Load, children
+from attndsl.ir.ops import Op
+from attndsl.ir.rewrite import postorder
+from attndsl.ir.types import Axis
+
+
+class Trend(Enum):
+    """How a value moves as the query index grows; `UNKNOWN` says nothing."""
+
+    FLAT = 0
+    RISING = 1
+    FALLING = -1
+    UNKNOWN = None
+
+    @property
+    def reversed(self) -> Trend:
+        return {Trend.RISING: Trend.FALLING, Trend.FALLING: Trend.RISING}.get(self, self)
+
+
+def trend_in_query(root: Expr) -> Trend:
+    """The trend of an integer expression in `q_idx`, by its structure."""
+    trends: dict[Expr, Trend] = {}
+    for node in postorder(root):
+        trends[node] = _trend(node, [trends[child] for child in children(node)])
+    return trends[root]
+
+
+def _trend(node: Expr, operands: list[Trend]) -> Trend:
+    if node is build.Q:
+        return Trend.RISING
+    if Axis.Q not in axes_of(node):
+        return Trend.FLAT
+    if isinstance(node, Load) or not isinstance(node, Apply):
+        return Trend.UNKNOWN
+    match node.op:
+        case Op.ADD | Op.MIN | Op.MAX:
+            return _join(operands[0], operands[1])
+        case Op.SUB:
+            return _join(operands[0], operands[1].reversed)
+        case Op.NEG:
+            return operands[0].reversed
+        case Op.MUL:
+            left, right = node.args
+            return _scaled(operands[1], left) if isinstance(left, Const) else _scaled(operands[0], right)
+        case Op.FLOORDIV | Op.SHR if isinstance(node.args[1], Const):
+            positive = node.op is Op.SHR or node.args[1].value > 0
+            return operands[0] if positive else operands[0].reversed
+        case _:
+            return Trend.UNKNOWN
+
+
+def _join(left: Trend, right: Trend) -> Trend:
+    if left is Trend.FLAT:
+        return right
+    if right is Trend.FLAT or left is right:
+        return left
+    return Trend.UNKNOWN
+
+
+def _scaled(trend: Trend, factor: Expr) -> Trend:
+    if not isinstance(factor, Const):
+        return Trend.UNKNOWN
+    return trend if factor.value > 0 else trend.reversed

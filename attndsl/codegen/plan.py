@@ -1,0 +1,339 @@
+"""Every decision about a kernel, made once, flat and frozen: templates arrange what stands here, printers print it.
+
+In: a variant after its passes and a `Specialisation`. Out: a `KernelPlan`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+from attndsl.analysis.axes import axes_below
+from attndsl.analysis.bounds import KeyRange, key_range
+from attndsl.analysis.monotone import Trend, trend_in_query
+from attndsl.analysis.streaming import Streaming, stream
+from attndsl.diagnostics import Diagnostic, UnsupportedError
+from attndsl.ir import build
+from attndsl.ir.nodes import Apply, Const, Coord, Expr, Input, Load, Scalar, children
+from attndsl.ir.ops import Op
+from attndsl.ir.rewrite import postorder, uses
+from attndsl.ir.types import Axis, DType
+from attndsl.ir.variant import Param, Variant
+
+
+@dataclass(frozen=True, slots=True)
+class Specialisation:
+    """What a kernel is compiled for besides the variant.
+
+    `dtype` is the element type of q, k and v: "bf16", "fp16" or "fp32". `fast` kernels rely on facts the launcher
+    checks on the host: integers fit in 32 bits, captured reads are in bounds for every pair of positions,
+    `q_offset >= 0` and divisors are positive. The other kernel relies on none of them.
+    """
+
+    dtype: str = "bf16"
+    head_dim: int = 128
+    v_head_dim: int = 128
+    fast: bool = True
+    offset_per_batch: bool = False
+
+
+MAX_WIDTH = 44
+"""Characters a value may take inside another before it gets a name of its own: keeps lines short and text flat."""
+
+
+class Scope(Enum):
+    """Where a value is computed: once a program, once a query tile, once a key tile, or for every pair of a tile."""
+
+    PROGRAM = "program"
+    ROW = "row"
+    COLUMN = "column"
+    TILE = "tile"
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """`name = value`, at the place where the user wrote the value."""
+
+    name: str
+    value: Expr
+    origin: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyBound:
+    """A bound on the key as a function of the query, and how it moves along the tile's rows."""
+
+    value: Expr
+    trend: Trend
+
+
+@dataclass(frozen=True, slots=True)
+class KeyWalk:
+    """The key tiles a query tile visits, in ascending order: partial, full, partial.
+
+    Union bounds (a key some row of the tile sees) limit the walk; intersection bounds (a key every row sees) limit its
+    full part. `has_full` is false when the mask has terms that bound nothing: then every visited tile is partial.
+    `ascending` says that later query tiles never see fewer keys, so they are launched first.
+    """
+
+    lower: tuple[KeyBound, ...]
+    upper: tuple[KeyBound, ...]
+    gates: tuple[Expr, ...]
+    has_full: bool
+    ascending: bool
+
+    @property
+    def has_left(self) -> bool:
+        """Whether partial tiles may come before the full ones: nothing but a lower bound or a gate makes them so."""
+        return self.has_full and bool(self.lower)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The named values of a kernel by scope, each in order of dependence.
+
+    `program` and `row` values are computed before the loops; `column` and `tile` values in a partial tile;
+    `full_column` and `full_tile` are those of them that a full tile, which evaluates no mask, still needs.
+    """
+
+    program: tuple[Statement, ...]
+    row: tuple[Statement, ...]
+    column: tuple[Statement, ...]
+    tile: tuple[Statement, ...]
+    full_column: tuple[Statement, ...]
+    full_tile: tuple[Statement, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KernelPlan:
+    """A forward kernel.
+
+    `cheap_division` are the `//` and `%` whose operands are never negative; `branch_loads` the captured reads whose
+    index may be out of bounds even on a live pair, because they stand in a branch.
+    """
+
+    variant: Variant
+    spec: Specialisation
+    params: tuple[Param, ...]
+    walk: KeyWalk
+    streaming: Streaming
+    placement: Placement
+    sink: Placement
+    mask: Expr
+    score: Expr
+    cheap_division: frozenset[Expr]
+    branch_loads: frozenset[Expr]
+    mask_origin: str | None
+    score_origin: str | None
+
+    @property
+    def index(self) -> DType:
+        """The width integers are computed in."""
+        return DType.I32 if self.spec.fast else DType.I64
+
+    @property
+    def never(self) -> bool:
+        """Whether no pair is ever live."""
+        return self.mask is build.FALSE
+
+
+def plan_forward(variant: Variant, spec: Specialisation) -> KernelPlan:
+    """The plan of the forward kernel; refused with all reasons when the variant is outside what kernels do."""
+    streaming = stream(variant.normalizer)
+    _refuse(variant, streaming)
+    assert streaming is not None
+    sink = () if streaming.sink is None else (streaming.sink,)
+    roots = (variant.mask, variant.score, *sink)
+    return KernelPlan(
+        variant=variant,
+        spec=spec,
+        params=used_params(variant, roots),
+        walk=plan_walk(variant.mask),
+        streaming=streaming,
+        placement=place(variant, variant.mask, variant.score),
+        sink=place(variant, build.TRUE, build.TRUE if streaming.sink is None else streaming.sink),
+        mask=variant.mask,
+        score=variant.score,
+        cheap_division=_cheap_divisions(roots) if spec.fast else frozenset(),
+        branch_loads=_branch_loads(variant.score),
+        mask_origin=_origin(variant, variant.mask),
+        score_origin=_origin(variant, variant.score),
+    )
+
+
+def _refuse(variant: Variant, streaming: Streaming | None) -> None:
+    reasons: list[Diagnostic] = []
+    if streaming is None:
+        reasons.append(
+            Diagnostic(
+                "normalizer-not-streamable",
+                "no streaming form of this normalizer is known",
+                variant.origins.first(variant.normalizer),
+                ("kernels stream softmax, with or without a sink",),
+                'call it with `backend="reference"`',
+            )
+        )
+    if variant.weight is not build.WEIGHT:
+        reasons.append(
+            Diagnostic(
+                "weight-mod-not-streamable",
+                "kernels do not edit normalized weights",
+                variant.origins.first(variant.weight),
+                (),
+                'call it with `backend="reference"`',
+            )
+        )
+    if reasons:
+        raise UnsupportedError(reasons)
+
+
+def used_params(variant: Variant, roots: Iterable[Expr]) -> tuple[Param, ...]:
+    """The parameters a kernel reads, in the order of declaration."""
+    names = set()
+    for node in postorder(*roots):
+        match node:
+            case Scalar(name=name) | Load(tensor=name):
+                names.add(name)
+    return tuple(param for param in variant.params if param.name in names)
+
+
+def plan_walk(mask: Expr) -> KeyWalk:
+    """The key tiles to visit, from the bounds the mask puts on the key."""
+    keys: KeyRange = key_range(mask)
+    lower = tuple(KeyBound(value, trend_in_query(value)) for value in keys.lower)
+    upper = tuple(KeyBound(value, trend_in_query(value)) for value in keys.upper)
+    ascending = bool(upper) and not lower and all(bound.trend is Trend.RISING for bound in upper)
+    return KeyWalk(lower, upper, keys.gates, keys.is_exact, ascending)
+
+
+def scope_of(axes: frozenset[Axis]) -> Scope:
+    """The scope of a value that depends on these axes."""
+    if Axis.Q in axes:
+        return Scope.TILE if Axis.K in axes else Scope.ROW
+    return Scope.COLUMN if Axis.K in axes else Scope.PROGRAM
+
+
+def place(variant: Variant, mask: Expr, value: Expr) -> Placement:
+    """Names the values worth a name: loads, what is used twice, what leaves a loop it does not depend on, long text."""
+    roots = (mask, value)
+    axes = axes_below(*roots)
+    scopes = {node: scope_of(node_axes) for node, node_axes in axes.items()}
+    counts = uses(roots)
+    hoisted = {
+        child
+        for node in scopes
+        for child in children(node)
+        if scopes[child] is not scopes[node] and not (scopes[child] is Scope.PROGRAM and _is_cheap(child))
+    }
+    placed: dict[Scope, list[Statement]] = {scope: [] for scope in Scope}
+    widths: dict[Expr, int] = {}
+    taken: dict[str, int] = {}
+    for node in postorder(*roots):
+        widths[node] = _width(node, widths)
+        is_leaf = isinstance(node, Const | Coord | Input | Scalar)
+        if is_leaf or (node in roots and not isinstance(node, Load)):
+            continue
+        if isinstance(node, Load) or counts[node] > 1 or node in hoisted or widths[node] > MAX_WIDTH:
+            name = _numbered(_hint(node, axes[node]), taken)
+            placed[scopes[node]].append(Statement(name, node, _origin(variant, node)))
+            widths[node] = len(name)
+    needed = set(postorder(value))
+    program, row, column, tile = (tuple(placed[scope]) for scope in Scope)
+    full_column, full_tile = (tuple(line for line in part if line.value in needed) for part in (column, tile))
+    return Placement(program, row, column, tile, full_column, full_tile)
+
+
+def _width(node: Expr, widths: dict[Expr, int]) -> int:
+    """About how many characters a value takes when it is printed in place."""
+    own = {Scalar: 10, Coord: 6, Const: 6}.get(type(node), 8)
+    return own + sum(widths[child] for child in children(node))
+
+
+def _is_cheap(node: Expr) -> bool:
+    """Whether recomputing a scalar costs nothing: a leaf, or one operation on leaves."""
+    return all(not children(child) for child in children(node)) and not isinstance(node, Load)
+
+
+def _hint(node: Expr, axes: frozenset[Axis]) -> str:
+    """`slopes_h`, `doc_q`, `doc_k` for loads; `row`, `col`, `term` for what is computed."""
+    suffix = "".join(axis.value for axis in Axis if axis in axes and axis is not Axis.B)
+    if isinstance(node, Load):
+        return f"{node.tensor}_{suffix or 'b'}" if axes else f"{node.tensor}_value"
+    return {Scope.PROGRAM: "const", Scope.ROW: "row", Scope.COLUMN: "col", Scope.TILE: "term"}[scope_of(axes)]
+
+
+def _numbered(hint: str, taken: dict[str, int]) -> str:
+    """The hint itself the first time, then `hint_1`, `hint_2`."""
+    count = taken.get(hint, 0)
+    taken[hint] = count + 1
+    return hint if count == 0 else f"{hint}_{count}"
+
+
+def _origin(variant: Variant, node: Expr) -> str | None:
+    span = variant.origins.first(node)
+    return None if span is None else f"{span.source.base_name}:{span.line}"
+
+
+def _cheap_divisions(roots: tuple[Expr, ...]) -> frozenset[Expr]:
+    """The `//` and `%` whose operands are never negative where the launcher's facts hold."""
+    sure: set[Expr] = set()
+    for node in postorder(*roots):
+        if _is_natural(node, sure):
+            sure.add(node)
+    divisors = {
+        node.args[1]
+        for node in postorder(*roots)
+        if isinstance(node, Apply) and node.op in (Op.FLOORDIV, Op.MOD) and isinstance(node.args[1], Scalar)
+    }
+    return frozenset(
+        node
+        for node in postorder(*roots)
+        if isinstance(node, Apply)
+        and node.op in (Op.FLOORDIV, Op.MOD)
+        and node.dtype.is_int
+        and node.args[0] in sure
+        and (node.args[1] in divisors or (isinstance(node.args[1], Const) and node.args[1].value > 0))
+    )
+
+
+def _is_natural(node: Expr, sure: set[Expr]) -> bool:
+    """Whether an integer is never negative, given that its operands in `sure` are not."""
+    if not node.dtype.is_int:
+        return False
+    match node:
+        case Const(value=value):
+            return value >= 0
+        case Coord():
+            return True
+        case Apply(op=Op.ADD | Op.MUL | Op.MIN | Op.BIT_OR | Op.BIT_XOR, args=args):
+            return all(arg in sure for arg in args)
+        case Apply(op=Op.MAX | Op.BIT_AND, args=args):
+            return any(arg in sure for arg in args)
+        case Apply(op=Op.FLOORDIV, args=(left, Const(value=value))):
+            return left in sure and value > 0
+        case Apply(op=Op.MOD, args=(_, Const(value=value))):
+            return value > 0
+        case Apply(op=Op.SHR, args=(left, _)):
+            return left in sure
+        case Apply(op=Op.ABS | Op.BIT_LENGTH):
+            return True
+        case Apply(op=Op.WHERE, args=(_, yes, no)):
+            return yes in sure and no in sure
+        case _:
+            return False
+
+
+def _branch_loads(root: Expr) -> frozenset[Expr]:
+    """The loads that may stand in a branch not taken: even on a live pair their index may be out of bounds."""
+    found: set[Expr] = set()
+    for node in postorder(root):
+        match node:
+            case Apply(op=Op.WHERE, args=(_, yes, no)):
+                branches: tuple[Expr, ...] = (yes, no)
+            case Apply(op=Op.AND | Op.OR, args=(_, right)):
+                branches = (right,)
+            case _:
+                continue
+        found.update(load for load in postorder(*branches) if isinstance(load, Load))
+    return frozenset(found)

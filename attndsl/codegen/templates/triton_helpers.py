@@ -1,0 +1,105 @@
+"""Functions an emitted module may define, beside its kernels: only those it calls are copied into it."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _floordiv(a, b):
+    """a // b rounded down; Triton's own rounds towards zero."""
+    quotient = a // b
+    return tl.where((a % b != 0) & ((a < 0) != (b < 0)), quotient - 1, quotient)
+
+
+@triton.jit
+def _mod(a, b):
+    """a % b with the sign of b; Triton's own has the sign of a."""
+    rest = a % b
+    return tl.where((rest != 0) & ((rest < 0) != (b < 0)), rest + b, rest)
+
+
+@triton.jit
+def _floordiv_float(a, b):
+    """a // b of floats rounded down, exact where a / b is not."""
+    rest = a % b
+    quotient = (a - rest) / b
+    quotient = tl.where((rest != 0) & ((rest < 0) != (b < 0)), quotient - 1, quotient)
+    nearest = tl.floor(quotient)
+    return tl.where(quotient - nearest > 0.5, nearest + 1, nearest)
+
+
+@triton.jit
+def _mod_float(a, b):
+    """a % b of floats with the sign of b."""
+    rest = a % b
+    return tl.where((rest != 0) & ((rest < 0) != (b < 0)), rest + b, rest)
+
+
+@triton.jit
+def _minimum(a, b):
+    """The smaller; NaN when either is."""
+    return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _maximum(a, b):
+    """The larger; NaN when either is."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _bit_length(x):
+    """The number of bits of |x|, without sign and leading zeros."""
+    rest = tl.abs(x).to(tl.int64)
+    bits = rest * 0
+    for step in tl.static_range(6):
+        width: tl.constexpr = 32 >> step
+        is_wide = (rest >> width) != 0
+        bits = tl.where(is_wide, bits + width, bits)
+        rest = tl.where(is_wide, rest >> width, rest)
+    return (bits + rest).to(x.dtype)
+
+
+@triton.jit
+def _tan(x):
+    return tl.sin(x) / tl.cos(x)
+
+
+@triton.jit
+def _tanh(x):
+    """tanh to float32 accuracy: a series where 1 - 2 / (e^2x + 1) would cancel."""
+    square = x * x
+    series = x * (1.0 + square * (-0.33333334 + square * (0.13333334 + square * (-0.053968254 + square * 0.021869488))))
+    large = 1.0 - 2.0 / (tl.exp(2.0 * tl.abs(x)) + 1.0)
+    return tl.where(tl.abs(x) < 0.25, series, tl.where(x < 0, -large, large))
+
+
+@triton.jit
+def _silu(x):
+    return x * tl.sigmoid(x)
+
+
+@triton.jit
+def _gelu(x):
+    return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+
+
+@triton.jit
+def _round(x):
+    """The nearest integer, halves to even."""
+    down = tl.floor(x)
+    rest = x - down
+    is_odd = down - 2.0 * tl.floor(down * 0.5) != 0.0
+    return tl.where((rest > 0.5) | ((rest == 0.5) & is_odd), down + 1.0, down)
+
+
+@triton.jit
+def _pow(x, y):
+    """x ** y; a negative base takes the sign of an odd integer exponent and is NaN for a fractional one."""
+    size = tl.exp2(y * tl.log2(tl.abs(x)))
+    half = tl.floor(y * 0.5)
+    is_odd = y - 2.0 * half == 1.0
+    is_whole = tl.floor(y) == y
+    signed = tl.where(is_odd, -size, size)
+    power = tl.where(x < 0, tl.where(is_whole, signed, float("nan")), size)
+    return tl.where((y == 0) | (x == 1), 1.0, power)

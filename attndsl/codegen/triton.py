@@ -1,0 +1,390 @@
+"""A forward plan as Triton text: prints what the plan holds into the lines its template arranges."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+import jinja2
+
+from attndsl.analysis.axes import axes_of
+from attndsl.analysis.monotone import Trend
+from attndsl.codegen.plan import KernelPlan, KeyBound, Scope, Statement, scope_of
+from attndsl.codegen.triton_expr import LoadStyle, TritonPrinter
+from attndsl.ir import build
+from attndsl.ir.nodes import Expr, Scalar
+from attndsl.ir.printer import print_variant
+from attndsl.ir.rewrite import postorder
+from attndsl.ir.types import Axis
+from attndsl.ir.variant import ScalarParam, TensorParam
+
+LIVE = LoadStyle(clamped=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """One of the regions of the kernel."""
+
+    comment: str
+    start: str
+    stop: str
+    k_load: str
+    v_load: str
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardText:
+    """What the forward template sees: finished lines, nothing to decide."""
+
+    docstring: str
+    runtime_args: tuple[str, ...]
+    args: tuple[str, ...]
+    helpers: tuple[str, ...]
+    heaviest_last: bool
+    base_lines: tuple[str, ...]
+    row_lines: tuple[str, ...]
+    bound_lines: tuple[str, ...]
+    loops: tuple[Loop, ...]
+    end_lines: tuple[str, ...]
+    block_d: int
+    block_dv: int
+    offs_dv: str
+    q_load: str
+    precision: str
+    widen: str
+
+
+def emit_forward(plan: KernelPlan) -> str:
+    """The module text of a forward kernel; the same plan gives the same bytes."""
+    return _environment().get_template("forward.py.jinja").render(kernel=_Forward(plan).text())
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: (files("attndsl.codegen") / "templates" / name).read_text("utf-8")),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+
+
+@cache
+def _helper_sources() -> dict[str, str]:
+    """The text of every helper function, by name."""
+    text = (files("attndsl.codegen") / "templates" / "triton_helpers.py").read_text("utf-8")
+    lines = text.splitlines()
+    return {
+        node.name: "\n".join(lines[node.decorator_list[0].lineno - 1 : node.end_lineno])
+        for node in ast.parse(text).body
+        if isinstance(node, ast.FunctionDef)
+    }
+
+
+def padded(head_dim: int) -> int:
+    """The power of two a head dimension is computed in, at least what a matrix product takes."""
+    return max(16, 1 << (head_dim - 1).bit_length())
+
+
+class _Forward:
+    """Prints one plan. Names are those of the field: `offs_m`, `m_i`, `l_i`, `acc`."""
+
+    def __init__(self, plan: KernelPlan) -> None:
+        self.plan = plan
+        leaves = {build.B: "b", build.H: "h", build.Q: "q_idx", build.K: "kv_idx", build.SCORE: "s"}
+        leaves |= {build.Q_LEN: "q_len", build.KV_LEN: "kv_len"}
+        scalars = {
+            node: node.name for node in postorder(plan.mask, plan.score, *self._sinks()) if isinstance(node, Scalar)
+        }
+        self.printer = TritonPrinter(plan.index, {**leaves, **scalars}, plan.cheap_division)
+        self.program_names = _names(plan.placement.program)
+        self.row_names = self.program_names | _names(plan.placement.row)
+        self.hoisted = LoadStyle(clamped=not plan.spec.fast)
+        self.full = LoadStyle(clamped=not plan.spec.fast, unclamped=self._live_loads())
+
+    def text(self) -> ForwardText:
+        plan = self.plan
+        head_dim, v_head_dim = plan.spec.head_dim, plan.spec.v_head_dim
+        row_lines = tuple(self._row_lines())
+        bound_lines = tuple(self._bound_lines())
+        loops = tuple(self._loops())
+        end_lines = tuple(self._end_lines())
+        return ForwardText(
+            docstring=self._docstring(),
+            runtime_args=tuple(self._runtime_args()),
+            args=tuple(self._args()),
+            helpers=tuple(_helper_sources()[name] for name in sorted(self.printer.helpers)),
+            heaviest_last=plan.walk.ascending,
+            base_lines=tuple(self._base_lines()),
+            row_lines=row_lines,
+            bound_lines=bound_lines,
+            loops=loops,
+            end_lines=end_lines,
+            block_d=padded(head_dim),
+            block_dv=padded(v_head_dim),
+            offs_dv=self._offs_dv,
+            q_load=_load("q_tile", *self._d_mask("offs_d[None, :]", head_dim)),
+            precision=', input_precision="ieee"' if plan.spec.dtype == "fp32" else "",
+            widen="" if plan.spec.fast else ".to(tl.int64)",
+        )
+
+    @property
+    def _offs_dv(self) -> str:
+        return "offs_d" if padded(self.plan.spec.head_dim) == padded(self.plan.spec.v_head_dim) else "offs_dv"
+
+    def _sinks(self) -> tuple[Expr, ...]:
+        sink = self.plan.streaming.sink
+        return () if sink is None else (sink,)
+
+    def _live_loads(self) -> frozenset[Expr]:
+        """The reads a full tile makes at live pairs only: in bounds by the checks made before the launch."""
+        loads = frozenset(line.value for line in self.plan.placement.full_tile)
+        return loads - self.plan.branch_loads
+
+    def _docstring(self) -> str:
+        spec = self.plan.spec
+        program = print_variant(self.plan.variant).replace("\\", "\\\\").replace('"""', "'''").rstrip()
+        facts = (
+            "Relies on facts checked before the launch: integers fit in 32 bits, captured reads are in bounds for every\n"
+            "pair of positions, q_offset >= 0, divisors are positive."
+            if spec.fast
+            else "Relies on no facts: 64-bit integers, floor division for any sign, captured reads clamped."
+        )
+        shape = f"{spec.dtype}, head dim {spec.head_dim}" + (
+            "" if spec.v_head_dim == spec.head_dim else f" (values {spec.v_head_dim})"
+        )
+        return f'"""Attention forward, {shape}, generated by attndsl.\n\n{program}\n\n{facts}\n"""'
+
+    def _args(self) -> Iterator[str]:
+        yield from ("Q", "K", "V", "Out", "Lse", "Max")
+        for param in self.plan.params:
+            yield param.name
+            if isinstance(param, TensorParam):
+                yield from (f"stride_{param.name}_{axis}" for axis in range(param.rank))
+                if not self.plan.spec.fast:
+                    yield from (f"size_{param.name}_{axis}" for axis in range(param.rank))
+        yield "sm_scale"
+        yield "Q_offset" if self.plan.spec.offset_per_batch else "q_offset"
+        yield from ("q_len", "kv_len", "heads", "group")
+        for tensor, axis in (("q", "m"), ("k", "n"), ("v", "n"), ("o", "m")):
+            yield from (f"stride_{tensor}{letter}" for letter in ("b", "h", axis, "d"))
+
+    def _runtime_args(self) -> Iterator[str]:
+        """All but pointers and the strides of q, k, v and the output, whose alignment vector loads need."""
+        pointers = {"Q", "K", "V", "Out", "Lse", "Max", "Q_offset"}
+        pointers |= {param.name for param in self.plan.params if isinstance(param, TensorParam)}
+        own = {f"stride_{tensor}{letter}" for tensor in "qkvo" for letter in "bhmnd"}
+        last = {f"stride_{param.name}_{param.rank - 1}" for param in self.plan.params if isinstance(param, TensorParam)}
+        return (arg for arg in self._args() if arg not in pointers | own | last)
+
+    def _base_lines(self) -> Iterator[str]:
+        """Pointers moved to the batch and head, and integers widened where nothing proves that they fit."""
+        yield "Q += b.to(tl.int64) * stride_qb + h.to(tl.int64) * stride_qh"
+        yield "K += b.to(tl.int64) * stride_kb + kv_h.to(tl.int64) * stride_kh"
+        yield "V += b.to(tl.int64) * stride_vb + kv_h.to(tl.int64) * stride_vh"
+        yield "Out += b.to(tl.int64) * stride_ob + h.to(tl.int64) * stride_oh"
+        yield "row_base = pid.to(tl.int64) // tiles * q_len"
+        if self.plan.spec.offset_per_batch:
+            yield f"q_offset = tl.load(Q_offset + b){'.to(tl.int32)' if self.plan.spec.fast else ''}"
+        if not self.plan.spec.fast:
+            integers = [p.name for p in self.plan.params if isinstance(p, ScalarParam) and p.dtype.is_int]
+            yield from (f"{name} = tl.cast({name}, tl.int64)" for name in ("b", "h", "tile", "q_len", "kv_len"))
+            yield from (f"{name} = tl.cast({name}, tl.int64)" for name in (*integers, "q_offset"))
+
+    def _row_lines(self) -> Iterator[str]:
+        """What does not change along the keys."""
+        yield from self._statements(self.plan.placement.program, {}, self.hoisted)
+        reads_q = any(node is build.Q for node in postorder(self.plan.mask, self.plan.score))
+        if reads_q:
+            yield "q_idx = q_offset + rows[:, None]"
+        yield from self._statements(self.plan.placement.row, self.program_names, self.hoisted)
+
+    def _statements(self, statements: Iterable[Statement], names: dict[Expr, str], loads: LoadStyle) -> Iterator[str]:
+        known = dict(names)
+        origin = None
+        for line in statements:
+            if line.origin is not None and line.origin != origin:
+                yield f"# {line.origin}"
+                origin = line.origin
+            yield f"{line.name} = {self.printer.text(line.value, known, loads)}"
+            known[line.value] = line.name
+
+    def _bound_lines(self) -> Iterator[str]:
+        """Union bounds limit the walk, intersection bounds its full part; both rounded to key tiles."""
+        walk = self.plan.walk
+        bounds = (*walk.lower, *walk.upper)
+        if any(bound.trend in (Trend.RISING, Trend.FALLING) for bound in bounds):
+            yield "q_first = q_offset + tile * BLOCK_M"
+            yield "q_last = q_offset + tl.minimum(tile * BLOCK_M + BLOCK_M, q_len) - 1"
+        yield "# Keys that some query of the tile sees."
+        yield "key_lo = 0"
+        for bound in walk.lower:
+            yield f"key_lo = tl.maximum(key_lo, {self._extreme(bound, smallest=True)})"
+        yield "key_hi = kv_len"
+        for bound in walk.upper:
+            yield f"key_hi = tl.minimum(key_hi, {self._extreme(bound, smallest=False)} + 1)"
+        if walk.has_full:
+            yield "# Keys that every query of the tile sees, in whole key tiles."
+            yield "full_lo = 0"
+            for bound in walk.lower:
+                yield f"full_lo = tl.maximum(full_lo, {self._extreme(bound, smallest=False)})"
+            yield "full_hi = kv_len"
+            for bound in walk.upper:
+                yield f"full_hi = tl.minimum(full_hi, {self._extreme(bound, smallest=True)} + 1)"
+        yield from self._gate_lines()
+        if walk.lower:
+            yield "key_lo = key_lo // BLOCK_N * BLOCK_N"
+        if walk.has_full:
+            if walk.lower:
+                yield "full_lo = tl.maximum(key_lo, tl.cdiv(full_lo, BLOCK_N) * BLOCK_N)"
+            yield "full_hi = tl.maximum(full_lo, tl.maximum(full_hi, 0) // BLOCK_N * BLOCK_N)"
+
+    def _gate_lines(self) -> Iterator[str]:
+        for gate in self.plan.walk.gates:
+            text = self.printer.text(gate, self.row_names, self.hoisted)
+            some, every = text, text
+            if Axis.Q in axes_of(gate):
+                some, every = (f"tl.{pick}(({text}).to(tl.int32)) != 0" for pick in ("max", "min"))
+            yield f"key_hi = tl.where({some}, key_hi, key_lo)"
+            if self.plan.walk.has_full:
+                yield f"full_hi = tl.where({every}, full_hi, 0)"
+
+    def _extreme(self, bound: KeyBound, smallest: bool) -> str:
+        """The least or greatest value of a bound over the rows of the tile."""
+        match bound.trend:
+            case Trend.UNKNOWN:
+                rows = self.printer.named(bound.value, self.row_names, self.hoisted)
+                return f"tl.{'min' if smallest else 'max'}({rows})"
+            case Trend.FLAT:
+                return self.printer.named(bound.value, self.program_names, self.hoisted)
+            case _:
+                first = smallest is (bound.trend is Trend.RISING)
+                names = self.program_names | {build.Q: "q_first" if first else "q_last"}
+                return self.printer.named(bound.value, names, self.hoisted)
+
+    def _loops(self) -> Iterator[Loop]:
+        walk = self.plan.walk
+        if self.plan.never:
+            return
+        if not walk.has_full:
+            yield self._partial("Every tile is partial: the mask has terms that bound no key.", "key_lo", "key_hi")
+            return
+        if walk.has_left:
+            yield self._partial("Partial tiles before the full ones.", "key_lo", "tl.minimum(full_lo, key_hi)")
+        yield self._whole("full_lo", "full_hi")
+        yield self._partial("Partial tiles after the full ones.", "full_hi", "key_hi")
+
+    def _whole(self, start: str, stop: str) -> Loop:
+        spec = self.plan.spec
+        lines = self._values(self.plan.placement.full_column, self.plan.placement.full_tile, self.full)
+        if any(node is build.K for node in postorder(self.plan.score)):
+            lines = ("kv_idx = keys[None, :]", *lines)
+        return Loop(
+            comment="Full tiles: every pair is live.",
+            start=start,
+            stop=stop,
+            k_load=_load("k_tile", *self._d_mask("offs_d[:, None]", spec.head_dim)),
+            v_load=_load("v_tile", *self._d_mask(f"{self._offs_dv}[None, :]", spec.v_head_dim)),
+            lines=(
+                *lines,
+                *self._score_lines(self.plan.placement.full_column, self.plan.placement.full_tile, self.full),
+            ),
+        )
+
+    def _partial(self, comment: str, start: str, stop: str) -> Loop:
+        spec, placement = self.plan.spec, self.plan.placement
+        lines: list[str] = []
+        if any(node is build.K for node in postorder(self.plan.mask, self.plan.score)):
+            lines.append("kv_idx = tl.minimum(keys, kv_len - 1)[None, :]")
+        lines.extend(self._values(placement.column, placement.tile, self.hoisted))
+        lines.extend(self._live_lines())
+        lines.extend(self._score_lines(placement.column, placement.tile, self.hoisted))
+        lines.append("s = tl.where(live, s, -INF)")
+        lines.append("# A key that no query of the tile sees stays out of the product, whatever its value holds.")
+        lines.append("seen = tl.max(live.to(tl.int32), 0) != 0")
+        return Loop(
+            comment=comment,
+            start=start,
+            stop=stop,
+            k_load=_load("k_tile", "(keys < kv_len)[None, :]", *self._d_mask("offs_d[:, None]", spec.head_dim)),
+            v_load=_load("v_tile", "seen[:, None]", *self._d_mask(f"{self._offs_dv}[None, :]", spec.v_head_dim)),
+            lines=tuple(lines),
+        )
+
+    def _values(self, column: tuple[Statement, ...], tile: tuple[Statement, ...], loads: LoadStyle) -> tuple[str, ...]:
+        return tuple(self._statements((*column, *tile), self.row_names, loads))
+
+    def _live_lines(self) -> Iterator[str]:
+        if self.plan.mask is build.TRUE:
+            yield "live = (keys < kv_len)[None, :]"
+            return
+        names = self.row_names | _names(self.plan.placement.column) | _names(self.plan.placement.tile)
+        if self.plan.mask_origin is not None:
+            yield f"# {self.plan.mask_origin}"
+        yield f"live = {self.printer.named(self.plan.mask, names, self.hoisted)}"
+        yield "live = live & (keys < kv_len)[None, :]"
+
+    def _score_lines(
+        self, column: tuple[Statement, ...], tile: tuple[Statement, ...], loads: LoadStyle
+    ) -> Iterator[str]:
+        if self.plan.score is build.SCORE:
+            return
+        names = self.row_names | _names(column) | _names(tile)
+        if self.plan.score_origin is not None:
+            yield f"# {self.plan.score_origin}"
+        score = self.printer.named(self.plan.score, names, loads)
+        if scope_of(axes_of(self.plan.score)) is not Scope.TILE:
+            score = f"tl.zeros_like(s) + {score}"
+        yield f"s = {score}"
+
+    def _end_lines(self) -> Iterator[str]:
+        yield "row_ok = offs_m < q_len"
+        yield "tl.store(Max + row_base + offs_m, m_i, mask=row_ok)"
+        yield from self._sink_lines()
+        yield "# A row without a live key has l_i = 0: output 0, lse -inf."
+        yield "out = acc / tl.where(l_i == 0.0, 1.0, l_i)[:, None]"
+        yield f"out_tile = Out + offs_m[:, None].to(tl.int64) * stride_om + {self._offs_dv}[None, :] * stride_od"
+        store = ["row_ok[:, None]", *self._d_mask(f"{self._offs_dv}[None, :]", self.plan.spec.v_head_dim)]
+        yield f"tl.store(out_tile, out.to(Out.dtype.element_ty), mask={_all(store)})"
+        yield "tl.store(Lse + row_base + offs_m, m_i + tl.log(l_i), mask=row_ok)"
+
+    def _sink_lines(self) -> Iterator[str]:
+        """The sink joins the divisor after the keys, so that m_i stays the maximum of the scores until then."""
+        sink = self.plan.streaming.sink
+        if sink is None:
+            return
+        placement = self.plan.sink
+        yield from self._statements(placement.program, {}, self.hoisted)
+        if Axis.Q in axes_of(sink):
+            yield "q_idx = q_offset + rows"
+        names = _names(placement.program)
+        yield from self._statements(placement.row, names, self.hoisted)
+        yield f"sink_i = {self.printer.named(sink, names | _names(placement.row), self.hoisted)}"
+        yield "m_new = tl.maximum(m_i, sink_i)"
+        yield "shift = tl.where(m_new == -INF, 0.0, m_new) * LOG2E"
+        yield "alpha = tl.exp2(m_i * LOG2E - shift)"
+        yield "l_i = l_i * alpha + tl.exp2(sink_i * LOG2E - shift)"
+        yield "acc = acc * alpha[:, None]"
+        yield "m_i = m_new"
+
+    def _d_mask(self, offsets: str, head_dim: int) -> tuple[str, ...]:
+        """The mask of a padded head dimension; none where it is a power of two."""
+        return () if padded(head_dim) == head_dim else (f"({offsets} < {head_dim})",)
+
+
+def _names(statements: Iterable[Statement]) -> dict[Expr, str]:
+    return {line.value: line.name for line in statements}
+
+
+def _all(masks: Iterable[str]) -> str:
+    return " & ".join(masks)
+
+
+def _load(pointer: str, *masks: str) -> str:
+    return f"{pointer}, mask={_all(masks)}, other=0.0" if masks else pointer

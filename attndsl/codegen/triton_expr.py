@@ -1,0 +1,124 @@
+"""Expressions as Triton: built as Python syntax trees and unparsed, so that no precedence is decided here."""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+
+from attndsl.diagnostics import VerifyError
+from attndsl.ir.nodes import Apply, Const, Coord, Expr, Input, Load, Reduce, Scalar
+from attndsl.ir.ops import facts
+from attndsl.ir.types import DType
+
+
+@dataclass(frozen=True, slots=True)
+class LoadStyle:
+    """How captured tensors are read: `clamped` reads may lie outside and are pulled in, the others are proven inside."""
+
+    clamped: bool
+    unclamped: frozenset[Expr] = frozenset()
+
+
+@dataclass(slots=True)
+class TritonPrinter:
+    """Prints expressions over names. `helpers` collects the helper functions the printed text calls."""
+
+    index: DType
+    names: Mapping[Expr, str]
+    cheap_division: frozenset[Expr] = frozenset()
+    helpers: set[str] = field(default_factory=set)
+
+    def text(self, node: Expr, names: Mapping[Expr, str], loads: LoadStyle) -> str:
+        """The value of a statement: its operands by their names, itself written out."""
+        return ast.unparse(self._tree(node, names, loads, at_root=True))
+
+    def named(self, node: Expr, names: Mapping[Expr, str], loads: LoadStyle) -> str:
+        """One expression, by its name where it has one."""
+        return ast.unparse(self._tree(node, names, loads))
+
+    def _tree(self, node: Expr, names: Mapping[Expr, str], loads: LoadStyle, at_root: bool = False) -> ast.expr:
+        name = None if at_root else names.get(node, self.names.get(node))
+        if name is not None:
+            return ast.Name(name)
+        match node:
+            case Const():
+                return self._constant(node)
+            case Load():
+                return self._load(node, names, loads)
+            case Apply():
+                operands = [self._tree(arg, names, loads) for arg in node.args]
+                return self._operator(node, operands)
+            case Coord() | Input() | Scalar() | Reduce():
+                raise VerifyError(f"{node} has no name in the kernel")
+
+    def _constant(self, node: Const) -> ast.expr:
+        value = node.value
+        if isinstance(value, float) and math.isnan(value):
+            return ast.Name("NAN")
+        if isinstance(value, float) and math.isinf(value):
+            return ast.Name("INF") if value > 0 else ast.UnaryOp(ast.USub(), ast.Name("INF"))
+        if not isinstance(value, bool) and (value < 0 or math.copysign(1.0, value) < 0):
+            return ast.UnaryOp(ast.USub(), ast.Constant(-value))
+        return ast.Constant(value)
+
+    def _operator(self, node: Apply, operands: list[ast.expr]) -> ast.expr:
+        row = facts(node.op)
+        spelling = row.triton
+        if node in self.cheap_division:
+            spelling = f"{{0}} {row.text} {{1}}"
+        elif row.triton_int is not None and node.args[-1].dtype.is_int:
+            spelling = row.triton_int
+        spelling = spelling.replace("INDEX", f"tl.{'int32' if self.index is DType.I32 else 'int64'}")
+        if spelling.startswith("_"):
+            self.helpers.add(spelling.partition("(")[0])
+        return _filled(spelling, *operands)
+
+    def _load(self, node: Load, names: Mapping[Expr, str], loads: LoadStyle) -> ast.expr:
+        clamp = loads.clamped and node not in loads.unclamped
+        address: ast.expr = ast.Name(node.tensor)
+        for axis, index in enumerate(node.indices):
+            position = self._tree(index, names, loads)
+            if clamp:
+                position = _filled(f"tl.minimum(tl.maximum({{0}}, 0), size_{node.tensor}_{axis} - 1)", position)
+            address = _filled(f"{{0}} + {{1}} * stride_{node.tensor}_{axis}", address, position)
+        value = _filled("tl.load({0})", address)
+        match node.dtype:
+            case DType.F32:
+                return _filled("{0}.to(tl.float32)", value)
+            case DType.BOOL:
+                return _filled("{0} != 0", value)
+            case _:
+                return _filled(f"{{0}}.to(tl.{'int32' if self.index is DType.I32 else 'int64'})", value)
+
+
+@cache
+def _parsed(spelling: str, arity: int) -> ast.expr:
+    return ast.parse(spelling.format(*(f"operand_{i}_" for i in range(arity))), mode="eval").body
+
+
+def _filled(spelling: str, *operands: ast.expr) -> ast.expr:
+    return _Fill(list(operands)).visit(_parsed(spelling, len(operands)))  # type: ignore[no-any-return]
+
+
+class _Fill(ast.NodeTransformer):
+    """A copy of a spelling with its operands in place; the cached spelling itself stays as it is."""
+
+    def __init__(self, operands: list[ast.expr]) -> None:
+        self._operands = {f"operand_{i}_": operand for i, operand in enumerate(operands)}
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return self._operands.get(node.id, node)
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        fields = {name: self._copy(value) for name, value in ast.iter_fields(node)}
+        return type(node)(**fields)
+
+    def _copy(self, value: object) -> object:
+        if isinstance(value, ast.AST):
+            return self.visit(value)
+        if isinstance(value, list):
+            return [self._copy(item) for item in value]
+        return value

@@ -1,0 +1,37 @@
+"""Running kernels on CPU tensors through Triton's interpreter."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+
+def is_interpreting() -> bool:
+    """Whether `TRITON_INTERPRET=1` is set."""
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)
+
+
+@cache
+def widen_bfloat16_products() -> None:
+    """Make the interpreter multiply bfloat16 matrices by value.
+
+    It keeps bfloat16 as raw 16-bit integers and would multiply those; widening to float32 is exact.
+    """
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    original = interpreter.InterpreterBuilder.create_dot
+
+    def widened(handle: Any) -> Any:
+        if handle.dtype.scalar is not tl.bfloat16:
+            return handle
+        return interpreter.TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        return original(self, widened(a), widened(b), *rest)
+
+    interpreter.InterpreterBuilder.create_dot = create_dot

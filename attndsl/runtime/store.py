@@ -1,0 +1,124 @@
+"""Emitted modules on disk: Triton reads kernels from source files.
+
+Content-addressed, written atomically, compared with the text before use, private to the user. `ATTNDSL_CACHE_DIR` moves
+the folder; a folder that cannot be written is replaced by a temporary one, with a warning that says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import threading
+import warnings
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import platformdirs
+
+
+class CacheWarning(UserWarning):
+    """The cache folder could not be used as it is; nothing is lost but time."""
+
+
+_lock = threading.Lock()
+_modules: dict[tuple[str, bool], ModuleType] = {}
+
+
+def cache_dir() -> Path:
+    """The folder emitted modules live in."""
+    return Path(os.environ.get("ATTNDSL_CACHE_DIR") or platformdirs.user_cache_dir("attndsl"))
+
+
+def module_path(text: str, stem: str) -> Path:
+    """The file of a text: its name holds the hash of the text and of the versions that read it."""
+    digest = hashlib.sha256("\n".join((_versions(), text)).encode()).hexdigest()
+    return cache_dir() / digest[:2] / f"{stem}_{digest[:32]}.py"
+
+
+def load_module(text: str, stem: str, interpret: bool) -> ModuleType:
+    """The module of a text, imported once a process; `interpret` makes its kernels run on CPU tensors."""
+    path = module_path(text, stem)
+    key = (str(path), interpret)
+    with _lock:
+        module = _modules.get(key)
+        if module is None:
+            module = _execute(_stored(path, text), text, interpret)
+            _modules[key] = module
+    return module
+
+
+@cache
+def _versions() -> str:
+    import torch
+    import triton
+
+    from attndsl.version import __version__
+
+    return f"attndsl {__version__}, torch {torch.__version__}, triton {triton.__version__}"
+
+
+def _stored(path: Path, text: str) -> Path:
+    """A file that holds exactly the text: the cached one, or one written anew where it is missing or differs."""
+    data = text.encode()
+    try:
+        if path.read_bytes() == data:
+            return path
+        warnings.warn(f"the cache entry {path.name} was not what was written; it is regenerated", CacheWarning, 4)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        return _temporary(path, data, error)
+    try:
+        _write(path, data)
+    except OSError as error:
+        return _temporary(path, data, error)
+    return path
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def _temporary(path: Path, data: bytes, error: OSError) -> Path:
+    fallback = _temporary_dir() / path.name
+    warnings.warn(
+        f"the cache folder cannot be used ({error}); emitted modules go to {fallback.parent} for this process. "
+        "Set ATTNDSL_CACHE_DIR to a folder you can write to keep them.",
+        CacheWarning,
+        5,
+    )
+    _write(fallback, data)
+    return fallback
+
+
+@cache
+def _temporary_dir() -> Path:
+    return Path(tempfile.mkdtemp(prefix="attndsl-"))
+
+
+def _execute(path: Path, text: str, interpret: bool) -> ModuleType:
+    """Runs the text that was verified, under the name of the file Triton will read it from."""
+    import triton
+
+    module = ModuleType(path.stem)
+    module.__file__ = str(path)
+    before = triton.knobs.runtime.interpret
+    triton.knobs.runtime.interpret = interpret
+    try:
+        exec(compile(text, str(path), "exec"), module.__dict__)
+    finally:
+        triton.knobs.runtime.interpret = before
+    return module
