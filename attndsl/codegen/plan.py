@@ -207,6 +207,11 @@ def plan_walk(mask: Expr) -> KeyWalk:
     return KeyWalk(lower, upper, keys.gates, keys.is_exact, ascending)
 
 
+def padded(head_dim: int) -> int:
+    """The power of two a head dimension is computed in, at least what a matrix product takes."""
+    return max(16, 1 << (head_dim - 1).bit_length())
+
+
 def scope_of(axes: frozenset[Axis]) -> Scope:
     """The scope of a value that depends on these axes."""
     if Axis.Q in axes:

@@ -12,7 +12,7 @@ import jinja2
 
 from attndsl.analysis.axes import axes_of
 from attndsl.analysis.monotone import Trend
-from attndsl.codegen.plan import KernelPlan, KeyBound, Scope, Statement, scope_of
+from attndsl.codegen.plan import KernelPlan, KeyBound, Scope, Statement, padded, scope_of
 from attndsl.codegen.triton_expr import LoadStyle, TritonPrinter
 from attndsl.ir import build
 from attndsl.ir.nodes import Expr, Scalar
@@ -25,7 +25,7 @@ LIVE = LoadStyle(clamped=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Loop:
+class Region:
     """One of the regions of the kernel."""
 
     comment: str
@@ -48,7 +48,7 @@ class ForwardText:
     base_lines: tuple[str, ...]
     row_lines: tuple[str, ...]
     bound_lines: tuple[str, ...]
-    loops: tuple[Loop, ...]
+    regions: tuple[Region, ...]
     end_lines: tuple[str, ...]
     block_d: int
     block_dv: int
@@ -87,19 +87,14 @@ def _helper_sources() -> dict[str, str]:
     }
 
 
-def padded(head_dim: int) -> int:
-    """The power of two a head dimension is computed in, at least what a matrix product takes."""
-    return max(16, 1 << (head_dim - 1).bit_length())
-
-
 class _Forward:
     """Prints one plan. Names are those of the field: `offs_m`, `m_i`, `l_i`, `acc`."""
 
     def __init__(self, plan: KernelPlan) -> None:
         self.plan = plan
-        leaves = {build.B: "b", build.H: "h", build.Q: "q_idx", build.K: "kv_idx", build.SCORE: "s"}
+        leaves: dict[Expr, str] = {build.B: "b", build.H: "h", build.Q: "q_idx", build.K: "kv_idx", build.SCORE: "s"}
         leaves |= {build.Q_LEN: "q_len", build.KV_LEN: "kv_len"}
-        scalars = {
+        scalars: dict[Expr, str] = {
             node: node.name for node in postorder(plan.mask, plan.score, *self._sinks()) if isinstance(node, Scalar)
         }
         self.printer = TritonPrinter(plan.index, {**leaves, **scalars}, plan.cheap_division)
@@ -113,7 +108,7 @@ class _Forward:
         head_dim, v_head_dim = plan.spec.head_dim, plan.spec.v_head_dim
         row_lines = tuple(self._row_lines())
         bound_lines = tuple(self._bound_lines())
-        loops = tuple(self._loops())
+        regions = tuple(self._regions())
         end_lines = tuple(self._end_lines())
         return ForwardText(
             docstring=self._docstring(),
@@ -124,7 +119,7 @@ class _Forward:
             base_lines=tuple(self._base_lines()),
             row_lines=row_lines,
             bound_lines=bound_lines,
-            loops=loops,
+            regions=regions,
             end_lines=end_lines,
             block_d=padded(head_dim),
             block_dv=padded(v_head_dim),
@@ -151,8 +146,8 @@ class _Forward:
         spec = self.plan.spec
         program = print_variant(self.plan.variant).replace("\\", "\\\\").replace('"""', "'''").rstrip()
         facts = (
-            "Relies on facts checked before the launch: integers fit in 32 bits, captured reads are in bounds for every\n"
-            "pair of positions, q_offset >= 0, divisors are positive."
+            "Relies on facts checked before the launch: integers fit in 32 bits, captured reads are in\n"
+            "bounds for every pair of positions, q_offset >= 0, divisors are positive."
             if spec.fast
             else "Relies on no facts: 64-bit integers, floor division for any sign, captured reads clamped."
         )
@@ -268,7 +263,7 @@ class _Forward:
                 names = self.program_names | {build.Q: "q_first" if first else "q_last"}
                 return self.printer.named(bound.value, names, self.hoisted)
 
-    def _loops(self) -> Iterator[Loop]:
+    def _regions(self) -> Iterator[Region]:
         walk = self.plan.walk
         if self.plan.never:
             return
@@ -280,12 +275,13 @@ class _Forward:
         yield self._whole("full_lo", "full_hi")
         yield self._partial("Partial tiles after the full ones.", "full_hi", "key_hi")
 
-    def _whole(self, start: str, stop: str) -> Loop:
+    def _whole(self, start: str, stop: str) -> Region:
         spec = self.plan.spec
-        lines = self._values(self.plan.placement.full_column, self.plan.placement.full_tile, self.full)
+        column, tile = self.plan.placement.full_column, self.plan.placement.full_tile
+        lines = self._values(column, tile, self.full)
         if any(node is build.K for node in postorder(self.plan.score)):
             lines = ("kv_idx = keys[None, :]", *lines)
-        return Loop(
+        return Region(
             comment="Full tiles: every pair is live.",
             start=start,
             stop=stop,
@@ -297,7 +293,7 @@ class _Forward:
             ),
         )
 
-    def _partial(self, comment: str, start: str, stop: str) -> Loop:
+    def _partial(self, comment: str, start: str, stop: str) -> Region:
         spec, placement = self.plan.spec, self.plan.placement
         lines: list[str] = []
         if any(node is build.K for node in postorder(self.plan.mask, self.plan.score)):
@@ -308,7 +304,7 @@ class _Forward:
         lines.append("s = tl.where(live, s, -INF)")
         lines.append("# A key that no query of the tile sees stays out of the product, whatever its value holds.")
         lines.append("seen = tl.max(live.to(tl.int32), 0) != 0")
-        return Loop(
+        return Region(
             comment=comment,
             start=start,
             stop=stop,

@@ -16,7 +16,7 @@ from attndsl.ir.types import DType
 
 @dataclass(frozen=True, slots=True)
 class LoadStyle:
-    """How captured tensors are read: `clamped` reads may lie outside and are pulled in, the others are proven inside."""
+    """How captured tensors are read: `clamped` reads may lie outside and are pulled in, others are proven inside."""
 
     clamped: bool
     unclamped: frozenset[Expr] = frozenset()

@@ -1,0 +1,67 @@
+"""A kernel plan for people: one line for each decision. In: a `KernelPlan`. Out: text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from attndsl.codegen.plan import KernelPlan, KeyBound, KeyWalk, Placement, Statement
+from attndsl.ir.printer import print_expr
+
+INDENT = 12
+
+
+def describe(plan: KernelPlan) -> str:
+    """The decisions of a plan, in the order a kernel meets them."""
+    return "\n".join(_lines(plan)) + "\n"
+
+
+def _lines(plan: KernelPlan) -> Iterator[str]:
+    spec = plan.spec
+    yield _line("kernel", f"forward, {spec.dtype}, head dim {spec.head_dim}, values {spec.v_head_dim}")
+    yield _line("integers", plan.index.value)
+    yield from _walk(plan.walk, plan.never)
+    yield _line("mask", print_expr(plan.mask))
+    yield _line("score", print_expr(plan.score))
+    sink = plan.streaming.sink
+    yield _line("normalizer", "online softmax" + ("" if sink is None else f", sink {print_expr(sink)}"))
+    yield from _placement(plan.placement)
+
+
+def _walk(walk: KeyWalk, never: bool) -> Iterator[str]:
+    """Which keys a query tile visits, and in what regions."""
+    for name, bounds in (("key >=", walk.lower), ("key <=", walk.upper)):
+        yield from (_line(name, _bound(bound)) for bound in bounds)
+    yield from (_line("only if", print_expr(gate)) for gate in walk.gates)
+    regions = [
+        "partial tiles" if walk.has_left else "",
+        "full tiles without mask code" if walk.has_full else "",
+        "partial tiles",
+    ]
+    yield _line("regions", "none: no pair is ever live" if never else ", then ".join(filter(None, regions)))
+    if walk.ascending:
+        yield _line("order", "last query tiles first: they have the most keys")
+
+
+def _bound(bound: KeyBound) -> str:
+    return f"{print_expr(bound.value)}  ({bound.trend.name.lower()} along the query)"
+
+
+def _placement(placement: Placement) -> Iterator[str]:
+    """The values that have a name, by where they are computed."""
+    scopes = (
+        ("per program", placement.program),
+        ("per query", placement.row),
+        ("per key", placement.column),
+        ("per pair", placement.tile),
+    )
+    for scope, statements in scopes:
+        yield from (_line(scope, _statement(statement)) for statement in statements)
+
+
+def _statement(statement: Statement) -> str:
+    origin = "" if statement.origin is None else f"  # {statement.origin}"
+    return f"{statement.name} = {print_expr(statement.value)}{origin}"
+
+
+def _line(name: str, text: str) -> str:
+    return f"{name:<{INDENT}}{text}"

@@ -1,0 +1,121 @@
+"""One kernel launch: from a checked call and an emitted kernel to outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attndsl.codegen.plan import KernelPlan, padded
+from attndsl.diagnostics import Reporter, UnsupportedError
+from attndsl.ir.variant import TensorParam
+from attndsl.runtime.arguments import Call
+from attndsl.runtime.interpreter import is_interpreting, widen_bfloat16_products
+from attndsl.runtime.store import load_module
+from attndsl.runtime.tiles import INTERPRETER, TileShape, default_tile, family_of
+
+DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+MAX_HEAD_DIM = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What a forward pass leaves: the output and, for each row, the log of its divisor and its largest score."""
+
+    out: Tensor
+    lse: Tensor
+    max_score: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """A plan and its text."""
+
+    plan: KernelPlan
+    text: str
+
+
+def check_kernel_call(call: Call) -> None:
+    """Whether a kernel can take the call at all; every reason is listed."""
+    reporter = Reporter(UnsupportedError)
+    help_ = 'call it with `backend="reference"`'
+    if call.q.dtype not in DTYPES:
+        reporter.error("kernel-dtype", f"kernels take fp32, fp16 and bf16, got {call.q.dtype}", help=help_)
+    if max(call.head_dim, call.v_head_dim) > MAX_HEAD_DIM:
+        message = f"kernels take head dims up to {MAX_HEAD_DIM}, got {call.head_dim} and {call.v_head_dim}"
+        reporter.error("kernel-head-dim", message, help=help_)
+    if call.q.device.type != "cuda" and not is_interpreting():
+        message = f"Triton kernels run on GPU tensors, got {call.q.device}"
+        interpreter = "or set TRITON_INTERPRET=1 before torch and triton are imported to interpret them on the CPU"
+        reporter.error("kernel-device", message, None, help=f"{help_}, {interpreter}")
+    reporter.check()
+
+
+def allocate(call: Call) -> Rows:
+    """Outputs of the right shapes, holding what a row without a live key gives."""
+    shape = (call.batch, call.heads, call.q_len)
+    rows = call.q.new_full(shape, -torch.inf, dtype=torch.float32)
+    return Rows(call.q.new_zeros((*shape, call.v_head_dim)), rows, rows.clone())
+
+
+def forward(call: Call, emitted: Emitted, tile: TileShape | None = None) -> Rows:
+    """Run the forward kernel."""
+    rows = allocate(call)
+    if rows.out.numel() == 0 and rows.lse.numel() == 0:
+        return rows
+    tile = tile or _default(call)
+    interpret = call.q.device.type != "cuda"
+    if interpret:
+        widen_bfloat16_products()
+    kernel = load_module(emitted.text, "forward", interpret).forward
+    grid = (-(-call.q_len // tile.block_m) * call.batch * call.heads,)
+    if grid[0]:
+        _launch(kernel, grid, call, emitted.plan, rows, tile)
+    return rows
+
+
+def _launch(kernel: Any, grid: tuple[int], call: Call, plan: KernelPlan, rows: Rows, tile: TileShape) -> None:
+    # Triton launches on the current device, which need not be the tensors'.
+    with torch.cuda.device_of(call.q):
+        kernel[grid](
+            *_arguments(call, plan, rows),
+            BLOCK_M=tile.block_m,
+            BLOCK_N=tile.block_n,
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
+            enable_fp_fusion=True,
+        )
+
+
+def _arguments(call: Call, plan: KernelPlan, rows: Rows) -> Iterator[Any]:
+    """In the order of the kernel's signature."""
+    yield from (call.q, call.k, call.v, rows.out, rows.lse, rows.max_score)
+    for param in plan.params:
+        value = call.values[param.name]
+        if isinstance(param, TensorParam):
+            assert isinstance(value, Tensor)
+            # A tensor without elements is never read at a live pair, but its address must be valid.
+            yield value.detach() if value.numel() else value.new_zeros(1)
+            yield from (stride if size > 1 else 0 for stride, size in zip(value.stride(), value.shape, strict=True))
+            if not plan.spec.fast:
+                yield from (max(size, 1) for size in value.shape)
+        else:
+            yield float(value) if param.dtype.is_float else int(value)
+    yield call.scale
+    yield call.q_offset
+    yield from (call.q_len, call.kv_len, call.heads, call.heads // call.kv_heads)
+    for tensor in (call.q, call.k, call.v, rows.out):
+        # The stride of a dimension of one element is arbitrary; 0 keeps one kernel for all of them.
+        yield from (stride if size > 1 else 0 for stride, size in zip(tensor.stride()[:3], tensor.shape, strict=False))
+        yield tensor.stride(3)
+
+
+def _default(call: Call) -> TileShape:
+    if call.q.device.type != "cuda":
+        return INTERPRETER
+    major, minor = torch.cuda.get_device_capability(call.q.device)
+    family = family_of("hip" if torch.version.hip else "cuda", 10 * major + minor)
+    return default_tile(family, DTYPES[call.q.dtype], padded(max(call.head_dim, call.v_head_dim)))
