@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from attndsl.ir import build
 from attndsl.ir.nodes import Apply, Const, Expr, Load, Reduce, Scalar, children
 from attndsl.ir.ops import facts
 from attndsl.ir.rewrite import postorder
 from attndsl.ir.types import DType, Reduction
+from attndsl.ir.variant import ScalarParam, Variant
 
 Value = bool | int | float | Tensor
 """What a parameter is bound to: a tensor for a tensor parameter, a number (or a 0-d tensor) for a scalar."""
@@ -44,6 +46,40 @@ class Env:
         if dtype.is_bool:
             return torch.bool
         return torch.int64 if dtype.is_int else self.dtype
+
+
+def environment(
+    variant: Variant,
+    values: Mapping[str, Value],
+    *,
+    batch: int,
+    heads: int,
+    q_len: int,
+    kv_len: int,
+    q_offset: int | Tensor = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Env:
+    """Coordinates, lengths and parameters of a call; what flows into a stage is the caller's to add."""
+
+    def along(axis: int, size: int) -> Tensor:
+        return torch.arange(size, device=device).view([-1 if axis == other else 1 for other in range(4)])
+
+    offset = torch.as_tensor(q_offset, device=device).to(torch.int64).reshape(-1, 1, 1, 1)
+    leaves: dict[Expr, Tensor] = {
+        build.B: along(0, batch),
+        build.H: along(1, heads),
+        build.Q: along(2, q_len) + offset,
+        build.K: along(3, kv_len),
+        build.Q_LEN: torch.tensor(q_len, device=device),
+        build.KV_LEN: torch.tensor(kv_len, device=device),
+    }
+    defaults = {
+        param.name: param.default
+        for param in variant.params
+        if isinstance(param, ScalarParam) and param.default is not None
+    }
+    return Env(leaves, {**defaults, **values}, dtype, device=device)
 
 
 def evaluate(root: Expr, env: Env) -> Tensor:

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from attndsl.analysis.axes import axes_of
-from attndsl.dense import Env, Value, evaluate, evaluate_all
+from attndsl.dense import Env, Value, environment, evaluate, evaluate_all
 from attndsl.ir import build
 from attndsl.ir.nodes import Apply, Expr, Reduce
 from attndsl.ir.ops import Op
 from attndsl.ir.rewrite import postorder
 from attndsl.ir.types import Axis, Reduction
-from attndsl.ir.variant import ScalarParam, Variant
+from attndsl.ir.variant import Variant
 
-__all__ = ["Env", "Result", "attend", "evaluate", "evaluate_all", "live_pairs"]
+__all__ = ["Env", "Result", "attend", "environment", "evaluate", "evaluate_all", "live_pairs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,11 @@ def live_pairs(
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """The mask alone: bool `[B', H', Nq, Nk]`, B' and H' being 1 where it does not depend on them."""
-    env = _environment(variant, values, (batch, heads, q_len, kv_len), q_offset, torch.float32, device)
-    return _pairs(evaluate(variant.mask, env), q_len, kv_len)
+    env = environment(
+        variant, values, batch=batch, heads=heads, q_len=q_len, kv_len=kv_len, q_offset=q_offset, device=device
+    )
+    mask = evaluate(variant.mask, env)
+    return mask | mask.new_zeros(1, 1, q_len, kv_len)
 
 
 def attend(
@@ -68,8 +71,19 @@ def attend(
         k, v = k.repeat_interleave(ratio, 1), v.repeat_interleave(ratio, 1)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     dtype = torch.float64 if q.dtype is torch.float64 else torch.float32
-    env = _environment(variant, values, (*q.shape[:3], k.shape[2]), q_offset, dtype, q.device)
-    mask = _pairs(evaluate(variant.mask, env), q.shape[2], k.shape[2])
+    batch, heads, q_len, kv_len = *q.shape[:3], k.shape[2]
+    env = environment(
+        variant,
+        values,
+        batch=batch,
+        heads=heads,
+        q_len=q_len,
+        kv_len=kv_len,
+        q_offset=q_offset,
+        dtype=dtype,
+        device=q.device,
+    )
+    mask = evaluate(variant.mask, env).expand(batch, heads, q_len, kv_len)
 
     # Twice: which pairs are live depends on the scores, and what only dead pairs touch must not enter the products.
     with torch.no_grad():
@@ -84,42 +98,6 @@ def attend(
     out = torch.where(live.any(-1)[..., None], _Rounded.apply(weights, q.dtype) @ v.to(dtype), 0.0)  # type: ignore[no-untyped-call]
     most = evaluate(build.row(Reduction.MAX, build.SCORE), _scored(env, scores, live))
     return Result(out.to(q.dtype), lse, most.squeeze(-1))
-
-
-def _environment(
-    variant: Variant,
-    values: Mapping[str, Value],
-    shape: tuple[int, ...],
-    q_offset: int | Tensor,
-    dtype: torch.dtype,
-    device: torch.device | str,
-) -> Env:
-    """Coordinates, lengths and parameters of a call."""
-    batch, heads, q_len, kv_len = shape
-
-    def along(axis: int, size: int) -> Tensor:
-        return torch.arange(size, device=device).view([-1 if axis == other else 1 for other in range(4)])
-
-    offset = torch.as_tensor(q_offset, device=device).to(torch.int64).reshape(-1, 1, 1, 1)
-    leaves: dict[Expr, Tensor] = {
-        build.B: along(0, batch),
-        build.H: along(1, heads),
-        build.Q: along(2, q_len) + offset,
-        build.K: along(3, kv_len),
-        build.Q_LEN: torch.tensor(q_len, device=device),
-        build.KV_LEN: torch.tensor(kv_len, device=device),
-    }
-    defaults = {
-        param.name: param.default
-        for param in variant.params
-        if isinstance(param, ScalarParam) and param.default is not None
-    }
-    return Env(leaves, {**defaults, **values}, dtype, device=device)
-
-
-def _pairs(mask: Tensor, q_len: int, kv_len: int) -> Tensor:
-    """A mask at its full size along queries and keys."""
-    return mask | mask.new_zeros(1, 1, q_len, kv_len)
 
 
 def _cleared(q: Tensor, k: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:

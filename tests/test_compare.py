@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from compare import assert_rows_close, row_errors
 
 ROWS = torch.linspace(-1, 1, 64 * 128, dtype=torch.float64).reshape(64, 128)
