@@ -52,7 +52,8 @@ class Span:
             return []
         end = self.end_column if self.end_line == self.line else len(text) + 1
         skipped = max(0, self.column - WIDTH // 2) if len(text) > WIDTH else 0
-        text = text[skipped : skipped + WIDTH]
+        shown = text[skipped : skipped + WIDTH]
+        text = "".join(char if char.isprintable() or char == "\t" else "\N{REPLACEMENT CHARACTER}" for char in shown)
         column, end = self.column - skipped, min(end - skipped, len(text) + 1)
         number = str(self.line)
         margin = " " * len(number)

@@ -1,0 +1,114 @@
+"""Declarations of the text language: functions and parameters, and the clashes of their names.
+
+In: syntax trees of declarations. Out: `Def`s and `Param`s; clashes and unknown types are reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping
+
+from lark import Token, Tree
+
+from attndsl.diagnostics import Reporter, Source
+from attndsl.frontend.scope import COORDINATES, FLOWS, FUNCTIONS, RESERVED, Def
+from attndsl.frontend.syntax import Syntax, children_of, span_of, token_span
+from attndsl.ir.types import DType
+from attndsl.ir.variant import Param, ScalarParam, TensorParam
+
+SCALARS = {"int": DType.I64, "float": DType.F32}
+TENSORS = {
+    "tensor": DType.F32,
+    "float tensor": DType.F32,
+    "int tensor": DType.I64,
+    "bool tensor": DType.BOOL,
+}
+
+
+class Declarations:
+    """Reads the declarations of one text."""
+
+    def __init__(self, source: Source, reporter: Reporter) -> None:
+        self._source = source
+        self._reporter = reporter
+
+    def functions(self, trees: Iterable[Syntax], shared: Mapping[str, Def] | None = None) -> dict[str, Def]:
+        """The functions of a text or, where there are `shared` ones, of one attention."""
+        found: dict[str, Def] = {}
+        for tree in trees:
+            name = name_of(tree)
+            other = "a function of the whole text" if shared is not None and name in shared else None
+            if self.accepts(name, "def", found, other):
+                span = token_span(self._source, name)
+                found[str(name)] = Def(str(name), self._names(tree), part(tree, -1), span, shared is not None)
+        return found
+
+    def parameter(self, tree: Syntax, declared: Container[str]) -> Param | None:
+        """One parameter of an attention, its default still to be read."""
+        name = name_of(tree)
+        if not self.accepts(name, "parameter", declared):
+            return None
+        type_ = children_of(tree, "type")[0]
+        words = " ".join(str(child) for child in type_.children if isinstance(child, Token))
+        dims = children_of(type_, "dims")
+        if words in TENSORS and dims:
+            return TensorParam(str(name), TENSORS[words], tuple(map(str, dims[0].children)))
+        if words in SCALARS and not dims:
+            return ScalarParam(str(name), SCALARS[words])
+        self._unknown_type(type_, words)
+        return None
+
+    def accepts(self, name: Token, what: str, declared: Container[str], other: str | None = None) -> bool:
+        """Whether a name is free for a declaration; `other` is what else in sight has it."""
+        if name in RESERVED:
+            message = f"`{name}` is {_kind(name)} and cannot name a {what}"
+            help_ = f"choose another name, e.g. `{name}_`"
+            self._reporter.error("reserved-name", message, token_span(self._source, name), help=help_)
+            return False
+        if name in declared or other is not None:
+            message = f"`{name}` is already {other}" if other is not None else f"there are two {what}s `{name}`"
+            self._reporter.error(f"duplicate-{what}", message, token_span(self._source, name))
+            return False
+        return True
+
+    def _names(self, tree: Syntax) -> tuple[str, ...]:
+        """The parameters of a function: they may hide coordinates, which are then its own."""
+        found: list[str] = []
+        for name in (child for names in children_of(tree, "names") for child in names.children):
+            assert isinstance(name, Token)
+            if name in COORDINATES or name in FLOWS or self.accepts(name, "parameter", found):
+                found.append(str(name))
+        return tuple(found)
+
+    def _unknown_type(self, tree: Syntax, words: str) -> None:
+        help_ = "write `int`, `float`, `tensor[H]`, `int tensor[B, N]` or `bool tensor[N]`"
+        if words in TENSORS:
+            message, help_ = f"`{words}` needs its dimensions", f"write `{words}[H]`, or `{words}[]` for one element"
+        elif words == "bool":
+            message, help_ = "a parameter cannot be a bool", "write `int` and compare with 0, or `bool tensor[]`"
+        elif words in SCALARS:
+            message, help_ = f"`{words}` is a single number", "write `int tensor[B, N]`, or `tensor[H]` for floats"
+        else:
+            message = f"`{words}` is not a type"
+        self._reporter.error("parameter-type", message, span_of(self._source, tree), help=help_)
+
+
+def name_of(tree: Syntax) -> Token:
+    """The name a declaration begins with."""
+    name = tree.children[0]
+    assert isinstance(name, Token)
+    return name
+
+
+def part(tree: Syntax, index: int) -> Syntax:
+    """A child that is a tree by the grammar."""
+    child = tree.children[index]
+    assert isinstance(child, Tree)
+    return child
+
+
+def _kind(name: str) -> str:
+    if name in COORDINATES:
+        return "a coordinate"
+    if name in FLOWS:
+        return "the value of a stage"
+    return "a function of the language" if name in FUNCTIONS else "a literal"
