@@ -1,0 +1,303 @@
+"""Abstract interpretation: what integer and boolean expressions can be on each of many sets of pairs at once.
+
+In: expressions, a `Box` (the ranges of the coordinates, one per tile), the scalars and tensor summaries of a call, and
+conjuncts to take as true. Out: an `Interval` or a `Truth` for every node. Sound always: a tile on which the mask cannot
+be true has no live pair, one on which it cannot be false has no dead pair.
+
+Nothing wraps: a first pass over the hull of all tiles in Python integers finds the largest number that occurs, and the
+tiles are done in int64 only where that leaves room. Further domains (congruences) join as tables beside `values`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from attndsl.analysis import values as v
+from attndsl.analysis.assumptions import Fact, facts_of, literals
+from attndsl.analysis.forms import Form, forms_below
+from attndsl.analysis.summaries import Summary
+from attndsl.analysis.values import Interval, Truth, Value
+from attndsl.ir.nodes import Apply, Const, Coord, Expr, Load, Scalar
+from attndsl.ir.ops import Op
+from attndsl.ir.rewrite import postorder
+from attndsl.ir.types import Coordinate
+
+COMPARISONS = frozenset({Op.LT, Op.LE, Op.GT, Op.GE, Op.EQ, Op.NE})
+LINEAR = frozenset({Op.ADD, Op.SUB, Op.NEG, Op.BIT_NOT, Op.MUL, Op.SHL})
+ROOM = 2**61
+"""int64 arithmetic is used only where no number exceeds this; the rest of the bits is slack for one more operation."""
+EXACT_IN_FLOAT32 = 2**24
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """The range of every coordinate, as arrays that broadcast to [B', H', Tq, Tk]."""
+
+    ranges: Mapping[Coordinate, Interval]
+
+    def hull(self) -> Box:
+        """The one box around all, in Python integers."""
+        return Box({coordinate: _hull(interval) for coordinate, interval in self.ranges.items()})
+
+    def unlimited(self) -> Box:
+        """The same boxes in Python integers."""
+        return Box({c: Interval(i.lo.astype(object), i.hi.astype(object)) for c, i in self.ranges.items()})
+
+
+def whole(lo_hi: Mapping[Coordinate, tuple[int, int]]) -> Box:
+    """One box from plain integers, in Python integers."""
+    return Box({c: Interval(v.constant(lo, object).lo, v.constant(hi, object).lo) for c, (lo, hi) in lo_hi.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a call knows: scalars by name, and summaries of the integer and bool tensors by name."""
+
+    scalars: Mapping[str, int | float] = field(default_factory=dict)
+    summaries: Mapping[str, Summary] = field(default_factory=dict)
+
+
+def evaluate(roots: tuple[Expr, ...], box: Box, known: Known, assume: tuple[Expr, ...] = ()) -> dict[Expr, Value]:
+    """The abstract value of every node below the roots, on pairs on which the assumptions hold."""
+    hull = _Interpreter(box.hull(), known, np.dtype(object))
+    hull.measure(roots, assume)
+    if hull.peak > ROOM:
+        return evaluate_exactly(roots, box.unlimited(), known, assume)
+    return _interpreted(box, known, np.dtype(np.int64), roots, assume)
+
+
+def evaluate_exactly(
+    roots: tuple[Expr, ...], box: Box, known: Known, assume: tuple[Expr, ...] = ()
+) -> dict[Expr, Value]:
+    """The same over boxes of Python integers, in which nothing can wrap."""
+    return _interpreted(box, known, np.dtype(object), roots, assume)
+
+
+def _interpreted(
+    box: Box, known: Known, dtype: np.dtype[np.generic], roots: tuple[Expr, ...], assume: tuple[Expr, ...]
+) -> dict[Expr, Value]:
+    interpreter = _Interpreter(box, known, dtype)
+    interpreter.narrow(roots, assume)
+    interpreter.run(roots)
+    return interpreter.values
+
+
+class _Interpreter:
+    """One interpretation: fills `values` node by node, operands first."""
+
+    def __init__(self, box: Box, known: Known, dtype: np.dtype[np.generic]) -> None:
+        self.box = box
+        self.known = known
+        self.dtype: npt.DTypeLike = dtype
+        self.values: dict[Expr, Value] = {}
+        self.forms: dict[Expr, Form] = {}
+        self.facts: tuple[Fact, ...] = ()
+        self.peak = 0
+        self._narrower: dict[Expr, Interval] = {}
+        self._assumed: dict[Expr, bool] = {}
+
+    def measure(self, roots: tuple[Expr, ...], assume: tuple[Expr, ...]) -> None:
+        """Meet every number a narrowed interpretation of any part of the box could meet, without narrowing."""
+        facts = self._learn(roots, assume)
+        self._run_terms(facts)
+        self.facts = facts
+        self.run((*roots, *assume))
+        for fact in facts:
+            for term in fact.form.terms:
+                self._note(self._narrowed(term, fact))
+
+    def narrow(self, roots: tuple[Expr, ...], assume: tuple[Expr, ...]) -> None:
+        """Restrict what follows to pairs on which the assumptions hold."""
+        facts = self._learn(roots, assume)
+        self._run_terms(facts)
+        for fact in facts:
+            for term in fact.form.terms:
+                self._narrower[term] = self._narrowed(term, fact)
+        self.facts, self._assumed = facts, dict(literals(assume))
+        # What was computed without the assumptions is done again; the terms of facts are needed whatever the roots are.
+        self.values = dict(self._narrower)
+
+    def run(self, roots: tuple[Expr, ...]) -> None:
+        """Interpret everything below the roots."""
+        for node in postorder(*roots):
+            if node not in self.values:
+                self.values[node] = self._interpreted(node)
+
+    def _run_terms(self, facts: tuple[Fact, ...]) -> None:
+        self.run(tuple(dict.fromkeys(term for fact in facts for term in fact.form.terms)))
+
+    def _learn(self, roots: tuple[Expr, ...], assume: tuple[Expr, ...]) -> tuple[Fact, ...]:
+        """The facts in the assumptions; the forms of everything below are filled in on the way."""
+        everything = (*roots, *assume)
+        scalars = self.known.scalars
+        constants: dict[Expr, int] = {
+            node: int(scalars[node.name])
+            for node in postorder(*everything)
+            if isinstance(node, Scalar) and node.dtype.is_int
+        }
+        self.forms = forms_below(everything, constants)
+        return facts_of(dict(literals(assume)), self.forms)
+
+    def _narrowed(self, term: Expr, fact: Fact) -> Interval:
+        """The interval of one term of a fact, from the others'."""
+        current = self._narrower.get(term) or self._integer(term)
+        coefficient = fact.form.terms[term]
+        rest = self._span(fact.form.plus(Form({term: coefficient}, 0), -1))
+        # c*t <= hi - min(rest) and c*t >= lo - max(rest); dividing by a negative c swaps the two.
+        most = None if fact.hi is None else fact.hi - rest.lo
+        least = None if fact.lo is None else fact.lo - rest.hi
+        if coefficient < 0:
+            least, most = (None if most is None else -most), (None if least is None else -least)
+        for end in (least, most):
+            if end is not None:
+                self._note(Interval(end, end))
+        size = abs(coefficient)
+        lo = current.lo if least is None else -(-least // size)
+        return v.meet(current, lo, current.hi if most is None else most // size)
+
+    def _interpreted(self, node: Expr) -> Value:
+        value = self._value(node)
+        if isinstance(value, Interval):
+            narrower = self._narrower.get(node)
+            if narrower is not None:
+                value = v.meet(value, narrower.lo, narrower.hi)
+            self._note(value)
+        truth = self._assumed.get(node)
+        return value if truth is None else v.verdict(truth)
+
+    def _value(self, node: Expr) -> Value:
+        match node:
+            case Const(value=value, dtype=dtype) if dtype.is_bool:
+                return v.verdict(bool(value))
+            case Const(value=value, dtype=dtype) if dtype.is_int:
+                return v.constant(int(value), self.dtype)
+            case Scalar(name=name, dtype=dtype) if dtype.is_int:
+                return v.constant(int(self.known.scalars[name]), self.dtype)
+            case Coord(coordinate=coordinate):
+                return self.box.ranges[coordinate]
+            case Load() if not node.dtype.is_float:
+                return self._loaded(node)
+            case Apply(op=op, args=args):
+                return self._applied(node, op, args)
+            case _:
+                return None
+
+    def _loaded(self, node: Load) -> Value:
+        found = self.known.summaries[node.tensor].range(tuple(map(self._integer, node.indices)))
+        if node.dtype.is_bool:
+            return Truth(found.hi != 0, found.lo == 0)
+        lo = found.lo.astype(self.dtype)
+        return Interval(lo, lo if found.is_point else found.hi.astype(self.dtype))
+
+    def _applied(self, node: Apply, op: Op, args: tuple[Expr, ...]) -> Value:
+        if op in COMPARISONS:
+            return self._compared(op, *args)
+        if op is Op.WHERE:
+            return v.select(self._truth(args[0]), self.values[args[1]], self.values[args[2]])
+        if node.dtype.is_bool:
+            return self._is_nonzero(args[0]) if op is Op.TO_BOOL else v.LOGIC[op](*map(self._truth, args))
+        if not node.dtype.is_int:
+            return None
+        if op is Op.TO_INT:
+            return self._to_int(args[0])
+        value = v.INTEGER[op](*map(self._integer, args))
+        return self._correlated(value, node, args) if op in LINEAR else value
+
+    def _correlated(self, value: Interval, node: Expr, args: tuple[Expr, ...]) -> Interval:
+        """The operand-wise interval narrowed by the form's: they differ only where operands share terms."""
+        form = self.forms[node]
+        if len(args) == 2 and self.forms[args[0]].shares_terms(self.forms[args[1]]) and node not in form.terms:
+            span = self._span(form)
+            value = v.meet(value, span.lo, span.hi)
+        return self._by_facts(value, form)
+
+    def _compared(self, op: Op, left: Expr, right: Expr) -> Truth:
+        if left.dtype.is_bool:
+            differ = v.logical_xor(self._truth(left), self._truth(right))
+            return differ if op is Op.NE else v.logical_not(differ)
+        if left.dtype.is_float:
+            x, y = self._integral(left), self._integral(right)
+            return v.UNKNOWN if x is None or y is None else v.compare(op, v.sub(x, y))
+        difference = v.sub(self._integer(left), self._integer(right))
+        self._note(difference)
+        form = self.forms[left].plus(self.forms[right], -1)
+        if self.forms[left].shares_terms(self.forms[right]):
+            span = self._span(form)
+            difference = v.meet(difference, span.lo, span.hi)
+        return v.compare(op, self._by_facts(difference, form))
+
+    def _by_facts(self, value: Interval, form: Form) -> Interval:
+        """The interval narrowed by every fact whose form is part of this one: form = m * fact + rest."""
+        for fact in self.facts:
+            factors = {
+                form.terms[term] // coefficient
+                for term, coefficient in fact.form.terms.items()
+                if term in form.terms and form.terms[term] % coefficient == 0
+            }
+            for factor in factors:
+                rest = self._span(form.plus(fact.form, -factor))
+                least, most = (fact.lo, fact.hi) if factor > 0 else (fact.hi, fact.lo)
+                lo = value.lo if least is None else rest.lo + factor * least
+                hi = value.hi if most is None else rest.hi + factor * most
+                self._note(Interval(lo, hi))
+                value = v.meet(value, lo, hi)
+        return value
+
+    def _span(self, form: Form) -> Interval:
+        """The extremes of a linear form, each term at the end that counts."""
+        total = v.constant(form.constant, self.dtype)
+        self._note(total)
+        for term, coefficient in form.terms.items():
+            total = v.add(total, v.scale(self._narrower.get(term) or self._integer(term), coefficient))
+            self._note(total)
+        return total
+
+    def _integral(self, node: Expr) -> Interval | None:
+        """The value of a float that is an integer no float type rounds."""
+        match node:
+            case Const(value=value) if float(value).is_integer() and abs(value) <= EXACT_IN_FLOAT32:
+                return v.constant(int(value), self.dtype)
+            case Apply(op=Op.TO_FLOAT, args=(operand,)) if operand.dtype.is_int:
+                inner = self._integer(operand)
+                fits = (inner.lo >= -EXACT_IN_FLOAT32) & (inner.hi <= EXACT_IN_FLOAT32)
+                return inner if fits.all() else None
+            case _:
+                return None
+
+    def _to_int(self, operand: Expr) -> Interval:
+        if operand.dtype.is_bool:
+            return v.counted(self._truth(operand), self.dtype)
+        exact = self._integral(operand)
+        # The integer of a float beyond 2^60 is unspecified; within, any.
+        return v.top(self.dtype, bits=60) if exact is None else exact
+
+    def _is_nonzero(self, operand: Expr) -> Truth:
+        if operand.dtype.is_bool:
+            return self._truth(operand)
+        value = self._integer(operand) if operand.dtype.is_int else self._integral(operand)
+        return v.UNKNOWN if value is None else v.compare(Op.NE, value)
+
+    def _integer(self, node: Expr) -> Interval:
+        value = self.values[node]
+        assert isinstance(value, Interval), node
+        return value
+
+    def _truth(self, node: Expr) -> Truth:
+        value = self.values[node]
+        assert isinstance(value, Truth), node
+        return value
+
+    def _note(self, value: Interval) -> None:
+        """Remember the largest number met, where numbers are unlimited."""
+        if self.dtype == object:
+            ends = (value.lo.min(), value.lo.max(), value.hi.min(), value.hi.max())
+            self.peak = max(self.peak, *(abs(int(end)) for end in ends))
+
+
+def _hull(interval: Interval) -> Interval:
+    lo = v.constant(int(interval.lo.min()), object).lo
+    return Interval(lo, v.constant(int(interval.hi.max()), object).lo)

@@ -1,0 +1,140 @@
+"""The smallest and largest element of a captured tensor over a box of indices.
+
+In: an integer or bool tensor as a numpy array. Out: `Summary.range`, which interval analysis asks once per load for all
+tiles together. Answers are exact on boxes, and cheap per tile: an array of minima over windows of 2^j elements answers
+every box whose sides are 2^j to 2^(j+1) - 1 long by the windows at its ends. Such an array is made when first wanted.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from itertools import product
+from typing import Protocol
+
+import numpy as np
+
+from attndsl.analysis.values import Array, Interval
+
+MAX_WINDOWED = 2**25
+"""Elements beyond which no windowed arrays are made: the range of the whole tensor stands for every box."""
+
+MAX_SHAPES = 16
+"""Distinct window shapes one question may need; more, and the box around all tiles stands for each."""
+
+
+class Summary(Protocol):
+    """What interval analysis knows of a captured tensor."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def range(self, indices: tuple[Interval, ...]) -> Interval:
+        """The elements the indices can reach. Indices out of bounds reach nothing."""
+        ...
+
+
+class ArraySummary:
+    """The summary of an array at hand; keep it as long as the array keeps its values."""
+
+    def __init__(self, array: Array) -> None:
+        self._array = array.view(np.uint8) if array.dtype == bool else array
+        self._windows: dict[tuple[int, ...], tuple[Array, Array]] = {}
+        self._whole: tuple[int, int] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._array.shape
+
+    def range(self, indices: tuple[Interval, ...]) -> Interval:
+        if self._array.size == 0:
+            return _filled(0, 0)
+        ends = [self._clipped(index, size) for index, size in zip(indices, self.shape, strict=True)]
+        if all(lo is hi for lo, hi in ends):
+            found = np.asarray(self._array[tuple(lo for lo, _ in ends)], np.int64).reshape(_rank4(ends))
+            return Interval(found, found)
+        shapes = self._window_shapes(ends)
+        if shapes is None:
+            return _filled(*self._around(ends))
+        return self._by_windows(ends, shapes)
+
+    def _clipped(self, index: Interval, size: int) -> tuple[Array, Array]:
+        lo = np.minimum(np.maximum(index.lo, 0), size - 1).astype(np.int64)
+        hi = lo if index.is_point else np.minimum(np.maximum(index.hi, 0), size - 1).astype(np.int64)
+        return lo, hi
+
+    def _window_shapes(self, ends: list[tuple[Array, Array]]) -> list[tuple[int, ...]] | None:
+        """The windows needed, as powers of two per axis; `None` where they would cost too much."""
+        levels = [np.unique(_level(hi - lo + 1)).tolist() for lo, hi in ends]
+        shapes = list(product(*levels))
+        affordable = len(shapes) <= MAX_SHAPES and self._array.size <= MAX_WINDOWED
+        return shapes if affordable else None
+
+    def _by_windows(self, ends: list[tuple[Array, Array]], shapes: list[tuple[int, ...]]) -> Interval:
+        lows, highs = zip(*(self._at(ends, shape) for shape in shapes), strict=True)
+        if len(shapes) == 1:
+            return Interval(lows[0].astype(np.int64), highs[0].astype(np.int64))
+        matches = [
+            reduce(np.logical_and, (_level(hi - lo + 1) == level for (lo, hi), level in zip(ends, shape, strict=True)))
+            for shape in shapes
+        ]
+        return Interval(np.select(matches, lows).astype(np.int64), np.select(matches, highs).astype(np.int64))
+
+    def _at(self, ends: list[tuple[Array, Array]], shape: tuple[int, ...]) -> tuple[Array, Array]:
+        """The extremes of every box by the windows of one shape at its corners; rubbish for boxes of another shape."""
+        least, greatest = self._windowed(shape)
+        corners = [
+            (lo,) if level == 0 else (lo, np.maximum(hi + 1 - (1 << level), 0))
+            for (lo, hi), level in zip(ends, shape, strict=True)
+        ]
+        places = [
+            tuple(np.minimum(at, size - 1) for at, size in zip(c, least.shape, strict=True)) for c in product(*corners)
+        ]
+        return reduce(np.minimum, (least[p] for p in places)), reduce(np.maximum, (greatest[p] for p in places))
+
+    def _windowed(self, shape: tuple[int, ...]) -> tuple[Array, Array]:
+        """Minima and maxima over all windows of 2^level elements along each axis."""
+        found = self._windows.get(shape)
+        if found is None:
+            least = greatest = self._array
+            for axis, level in enumerate(shape):
+                for step in (1 << j for j in range(level)):
+                    least, greatest = (
+                        _slide(np.minimum, least, axis, step),
+                        _slide(np.maximum, greatest, axis, step),
+                    )
+            # The steps between are not kept: tiles of one size ask for few shapes, and memory stays that of the tensor.
+            found = self._windows[shape] = least, greatest
+        return found
+
+    def _around(self, ends: list[tuple[Array, Array]]) -> tuple[int, int]:
+        box = tuple(slice(int(lo.min()), int(hi.max()) + 1) for lo, hi in ends)
+        part = self._array[box]
+        if part.size == self._array.size:
+            if self._whole is None:
+                self._whole = (int(part.min()), int(part.max()))
+            return self._whole
+        return int(part.min()), int(part.max())
+
+
+def _slide(least: np.ufunc, array: Array, axis: int, step: int) -> Array:
+    """The extreme of each element and the one `step` further along the axis."""
+    size = array.shape[axis]
+    before = [slice(None)] * array.ndim
+    after = [slice(None)] * array.ndim
+    before[axis], after[axis] = slice(0, size - step), slice(step, size)
+    return np.asarray(least(array[tuple(before)], array[tuple(after)]))
+
+
+def _level(width: Array) -> Array:
+    """The largest j with 2^j <= width."""
+    return np.asarray(np.frexp(width.astype(np.float64))[1] - 1)
+
+
+def _rank4(ends: list[tuple[Array, Array]]) -> tuple[int, ...]:
+    return np.broadcast_shapes(*(lo.shape for lo, _ in ends)) if ends else (1, 1, 1, 1)
+
+
+def _filled(lo: int, hi: int) -> Interval:
+    ends = np.empty((2, 1, 1, 1, 1), np.int64)
+    ends[0], ends[1] = lo, hi
+    return Interval(ends[0], ends[1])

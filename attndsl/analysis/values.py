@@ -1,0 +1,383 @@
+"""The abstract values of an expression on a set of pairs, and what every operator does to them.
+
+In: intervals of integers and three-valued booleans, one per tile, as numpy arrays that broadcast over tiles. Out: the
+same for the result of an operator. Arrays are int64, or Python integers (dtype object) where nothing may wrap; a
+transformer here works on both. Every result contains every value a pair of the tile can have.
+
+Division by zero and shifts outside 0..63 are refused elsewhere; where only dead pairs do it, a divisor of 0 counts as 1
+and a shift is clamped, as in the dense evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from attndsl.ir.ops import Op
+
+Array = npt.NDArray[Any]
+
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Integers from `lo` to `hi`, both included. A value known on every tile has `lo is hi`: the work is done once."""
+
+    lo: Array
+    hi: Array
+
+    @property
+    def is_point(self) -> bool:
+        return self.lo is self.hi
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What a boolean can be: both false means no pair has a value there."""
+
+    can_be_true: Array
+    can_be_false: Array
+
+
+Value = Interval | Truth | None
+"""`None` is a float: nothing is known of it."""
+
+
+def constant(value: int | bool, dtype: npt.DTypeLike) -> Interval:
+    """One integer on every tile."""
+    array = np.empty((1, 1, 1, 1), dtype)
+    array[...] = int(value)
+    return Interval(array, array)
+
+
+def verdict(value: bool) -> Truth:
+    """One truth on every tile."""
+    array = np.full((1, 1, 1, 1), value)
+    return Truth(array, ~array)
+
+
+UNKNOWN = Truth(np.full((1, 1, 1, 1), True), np.full((1, 1, 1, 1), True))
+
+
+def top(dtype: npt.DTypeLike, bits: int = 62) -> Interval:
+    """Any integer of that many bits."""
+    return Interval(constant(-(2**bits), dtype).lo, constant(2**bits - 1, dtype).lo)
+
+
+def meet(value: Interval, lo: Array, hi: Array) -> Interval:
+    """The interval narrowed; where nothing is left no pair exists, and a part of the interval stands for it."""
+    if value.is_point:
+        return value
+    low = np.minimum(np.maximum(lo, value.lo), value.hi)
+    return Interval(low, np.maximum(low, np.minimum(hi, value.hi)))
+
+
+def join(which_left: Array, which_right: Array, left: Interval, right: Interval) -> Interval:
+    """The values of `left` where it counts and of `right` where it counts."""
+    lo = np.where(which_left & which_right, np.minimum(left.lo, right.lo), np.where(which_left, left.lo, right.lo))
+    hi = np.where(which_left & which_right, np.maximum(left.hi, right.hi), np.where(which_left, left.hi, right.hi))
+    return Interval(lo, hi)
+
+
+def add(x: Interval, y: Interval) -> Interval:
+    lo = x.lo + y.lo
+    return Interval(lo, lo if x.is_point and y.is_point else x.hi + y.hi)
+
+
+def sub(x: Interval, y: Interval) -> Interval:
+    lo = x.lo - y.hi
+    return Interval(lo, lo if x.is_point and y.is_point else x.hi - y.lo)
+
+
+def neg(x: Interval) -> Interval:
+    lo = -x.hi
+    return Interval(lo, lo if x.is_point else -x.lo)
+
+
+def mul(x: Interval, y: Interval) -> Interval:
+    first = x.lo * y.lo
+    if x.is_point and y.is_point:
+        return Interval(first, first)
+    corners = [first]
+    if not x.is_point:
+        corners.append(x.hi * y.lo)
+    if not y.is_point:
+        corners.append(x.lo * y.hi)
+    if not (x.is_point or y.is_point):
+        corners.append(x.hi * y.hi)
+    return Interval(_least(*corners), _greatest(*corners))
+
+
+def scale(x: Interval, factor: int) -> Interval:
+    """The interval times a constant."""
+    if factor == 1:
+        return x
+    low, high = (x.lo, x.hi) if factor >= 0 else (x.hi, x.lo)
+    lo = low * factor
+    return Interval(lo, lo if x.is_point else high * factor)
+
+
+def floordiv(x: Interval, y: Interval) -> Interval:
+    return _by_sign_of_divisor(_floordiv_positive, x, y, negate=False)
+
+
+def mod(x: Interval, y: Interval) -> Interval:
+    return _by_sign_of_divisor(_mod_positive, x, y, negate=True)
+
+
+def absolute(x: Interval) -> Interval:
+    if x.is_point:
+        lo = np.abs(x.lo)
+        return Interval(lo, lo)
+    return Interval(np.maximum(np.maximum(x.lo, -x.hi), 0), np.maximum(-x.lo, x.hi))
+
+
+def minimum(x: Interval, y: Interval) -> Interval:
+    lo = np.minimum(x.lo, y.lo)
+    return Interval(lo, lo if x.is_point and y.is_point else np.minimum(x.hi, y.hi))
+
+
+def maximum(x: Interval, y: Interval) -> Interval:
+    lo = np.maximum(x.lo, y.lo)
+    return Interval(lo, lo if x.is_point and y.is_point else np.maximum(x.hi, y.hi))
+
+
+def bit_not(x: Interval) -> Interval:
+    lo = ~x.hi
+    return Interval(lo, lo if x.is_point else ~x.lo)
+
+
+def shl(x: Interval, n: Interval) -> Interval:
+    return _shift(np.left_shift, x, n)
+
+
+def shr(x: Interval, n: Interval) -> Interval:
+    return _shift(np.right_shift, x, n)
+
+
+def bit_length(x: Interval) -> Interval:
+    size = absolute(x)
+    lo = _length(size.lo)
+    return Interval(lo, lo if size.is_point else _length(size.hi))
+
+
+def bit_and(x: Interval, y: Interval) -> Interval:
+    if x.is_point and y.is_point:
+        return _point(x.lo & y.lo)
+    (x_ones, x_maybe), (y_ones, y_maybe) = _bits(x), _bits(y)
+    found = _from_bits(x_ones & y_ones, x_maybe & y_maybe, x, y)
+    # A non-negative operand bounds the result.
+    hi = np.where(x.lo >= 0, np.minimum(found.hi, x.hi), found.hi)
+    return Interval(found.lo, np.where(y.lo >= 0, np.minimum(hi, y.hi), hi))
+
+
+def bit_or(x: Interval, y: Interval) -> Interval:
+    if x.is_point and y.is_point:
+        return _point(x.lo | y.lo)
+    (x_ones, x_maybe), (y_ones, y_maybe) = _bits(x), _bits(y)
+    found = _from_bits(x_ones | y_ones, x_maybe | y_maybe, x, y)
+    both = (x.lo >= 0) & (y.lo >= 0)
+    return Interval(np.where(both, np.maximum(found.lo, np.maximum(x.lo, y.lo)), found.lo), found.hi)
+
+
+def bit_xor(x: Interval, y: Interval) -> Interval:
+    if x.is_point and y.is_point:
+        return _point(x.lo ^ y.lo)
+    (x_ones, x_maybe), (y_ones, y_maybe) = _bits(x), _bits(y)
+    unknown = (x_ones ^ x_maybe) | (y_ones ^ y_maybe)
+    ones = (x_ones ^ y_ones) & ~unknown
+    return _from_bits(ones, ones | unknown, x, y)
+
+
+def logical_and(x: Truth, y: Truth) -> Truth:
+    return Truth(x.can_be_true & y.can_be_true, x.can_be_false | y.can_be_false)
+
+
+def logical_or(x: Truth, y: Truth) -> Truth:
+    return Truth(x.can_be_true | y.can_be_true, x.can_be_false & y.can_be_false)
+
+
+def logical_xor(x: Truth, y: Truth) -> Truth:
+    differ = (x.can_be_true & y.can_be_false) | (x.can_be_false & y.can_be_true)
+    agree = (x.can_be_true & y.can_be_true) | (x.can_be_false & y.can_be_false)
+    return Truth(differ, agree)
+
+
+def logical_not(x: Truth) -> Truth:
+    return Truth(x.can_be_false, x.can_be_true)
+
+
+def select(condition: Truth, yes: Value, no: Value) -> Value:
+    """`where`: the branch the condition takes, both where it is open."""
+    match yes, no:
+        case Interval(), Interval():
+            return join(condition.can_be_true, condition.can_be_false, yes, no)
+        case Truth(), Truth():
+            taken, other = condition.can_be_true, condition.can_be_false
+            return Truth(
+                (taken & yes.can_be_true) | (other & no.can_be_true),
+                (taken & yes.can_be_false) | (other & no.can_be_false),
+            )
+        case _:
+            return None
+
+
+def counted(x: Truth, dtype: npt.DTypeLike) -> Interval:
+    """A bool as 0 or 1."""
+    zero, one = constant(0, dtype).lo, constant(1, dtype).lo
+    return Interval(np.where(x.can_be_false, zero, one), np.where(x.can_be_true, one, zero))
+
+
+def compare(op: Op, difference: Interval) -> Truth:
+    """`x op y` by the interval of `x - y`."""
+    lo, hi = difference.lo, difference.hi
+    match op:
+        case Op.LT:
+            return Truth(_bool(lo < 0), _bool(hi >= 0))
+        case Op.LE:
+            return Truth(_bool(lo <= 0), _bool(hi > 0))
+        case Op.GT:
+            return Truth(_bool(hi > 0), _bool(lo <= 0))
+        case Op.GE:
+            return Truth(_bool(hi >= 0), _bool(lo < 0))
+    equal = Truth(_bool(lo <= 0) & _bool(hi >= 0), _bool(lo != 0) | _bool(hi != 0))
+    return equal if op is Op.EQ else logical_not(equal)
+
+
+INTEGER: dict[Op, Callable[..., Interval]] = {
+    Op.ADD: add,
+    Op.SUB: sub,
+    Op.NEG: neg,
+    Op.MUL: mul,
+    Op.FLOORDIV: floordiv,
+    Op.MOD: mod,
+    Op.ABS: absolute,
+    Op.MIN: minimum,
+    Op.MAX: maximum,
+    Op.BIT_AND: bit_and,
+    Op.BIT_OR: bit_or,
+    Op.BIT_XOR: bit_xor,
+    Op.BIT_NOT: bit_not,
+    Op.SHL: shl,
+    Op.SHR: shr,
+    Op.BIT_LENGTH: bit_length,
+}
+
+LOGIC: dict[Op, Callable[..., Truth]] = {
+    Op.AND: logical_and,
+    Op.OR: logical_or,
+    Op.XOR: logical_xor,
+    Op.NOT: logical_not,
+}
+
+
+def _point(value: Array) -> Interval:
+    return Interval(value, value)
+
+
+def _bool(array: Array) -> Array:
+    return np.asarray(array, dtype=bool)
+
+
+def _least(*arrays: Array) -> Array:
+    result = arrays[0]
+    for array in arrays[1:]:
+        result = np.minimum(result, array)
+    return result
+
+
+def _greatest(*arrays: Array) -> Array:
+    result = arrays[0]
+    for array in arrays[1:]:
+        result = np.maximum(result, array)
+    return result
+
+
+def _by_sign_of_divisor(
+    positive: Callable[[Interval, Interval], Interval], x: Interval, y: Interval, *, negate: bool
+) -> Interval:
+    """The division by the positive divisors joined with that by the negative ones: both operands change sign there."""
+    if _bool(y.lo >= 1).all():
+        return positive(x, y)
+    above = positive(x, Interval(np.maximum(y.lo, 1), np.maximum(y.hi, 1)))
+    below = positive(neg(x), Interval(np.maximum(-y.hi, 1), np.maximum(-y.lo, 1)))
+    if negate:
+        below = neg(below)
+    has_below = _bool(y.lo <= -1)
+    return join(_bool(y.hi >= 0), has_below, above, below)
+
+
+def _floordiv_positive(x: Interval, y: Interval) -> Interval:
+    lo = x.lo // y.lo
+    if x.is_point and y.is_point:
+        return Interval(lo, lo)
+    hi = x.hi // y.lo
+    if y.is_point:
+        return Interval(lo, hi)
+    return Interval(np.minimum(lo, x.lo // y.hi), np.maximum(hi, x.hi // y.hi))
+
+
+def _mod_positive(x: Interval, y: Interval) -> Interval:
+    if x.is_point and y.is_point:
+        return _point(x.lo % y.lo)
+    # Within one period of one divisor the remainder keeps order; a dividend below every divisor is its own remainder.
+    period = x.lo // y.lo
+    one_period = _bool(period == x.hi // y.lo) & (_bool(y.lo == y.hi) | _bool(period == 0))
+    non_negative = _bool(x.lo >= 0)
+    largest = np.where(non_negative, np.minimum(y.hi - 1, x.hi), y.hi - 1)
+    lo = np.where(one_period, x.lo - period * y.lo, largest * 0)
+    return Interval(lo, np.where(one_period, x.hi - period * y.lo, largest))
+
+
+def _shift(shift: Callable[[Array, Array], Array], x: Interval, n: Interval) -> Interval:
+    least, most = (np.minimum(np.maximum(end, 0), 63) for end in (n.lo, n.hi))
+    lo = shift(x.lo, least)
+    if x.is_point and n.is_point:
+        return Interval(lo, lo)
+    lo = np.minimum(lo, shift(x.lo, most))
+    return Interval(lo, np.maximum(shift(x.hi, least), shift(x.hi, most)))
+
+
+_length_of_object = np.frompyfunc(int.bit_length, 1, 1)
+
+
+def _length(x: Array) -> Array:
+    """`bit_length` of non-negative integers."""
+    if x.dtype == object:
+        return np.asarray(_length_of_object(x), dtype=object)
+    length: Array = np.zeros_like(x)
+    for step in (32, 16, 8, 4, 2, 1):
+        high = x >> step
+        beyond = high != 0
+        length += step * beyond
+        x = np.where(beyond, high, x)
+    length += x != 0
+    return length
+
+
+def _bits(x: Interval) -> tuple[Array, Array]:
+    """The bits set in every value, and those set in some: all values share the bits above where the ends differ."""
+    if x.is_point:
+        return x.lo, x.lo
+    differ = x.lo ^ x.hi
+    below = (_one(differ) << _length(np.where(differ < 0, 0 * differ, differ))) - 1
+    unknown = np.where(differ < 0, ~(0 * differ), below)
+    return x.lo & ~unknown, x.lo | unknown
+
+
+def _from_bits(ones: Array, maybe: Array, x: Interval, y: Interval) -> Interval:
+    """Values between two sets of bits; of unknown sign, no wider than the operands."""
+    widest = _greatest(*(np.where(end < 0, ~end, end) for end in (x.lo, x.hi, y.lo, y.hi)))
+    limit = _one(widest) << _length(widest)
+    open_sign = (ones >= 0) & (maybe < 0)
+    return Interval(np.where(open_sign, -limit, ones), np.where(open_sign, limit - 1, maybe))
+
+
+def _one(like: Array) -> Array:
+    ones: Array = np.ones_like(like)
+    return ones
