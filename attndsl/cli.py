@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from attndsl.diagnostics import Diagnostic, DiagnosticError, ProgramError, fail
+from attndsl.version import __version__
 
 if TYPE_CHECKING:
     from attndsl.attention import Attention
@@ -43,7 +44,7 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="attndsl")
+@click.version_option(__version__)
 def main() -> None:
     """Write an attention variant as mathematics over coordinates; look at what becomes of it."""
 
@@ -224,7 +225,7 @@ def setting(text: str) -> tuple[str, Any]:
         value = json.loads(written)
     except json.JSONDecodeError:
         value = None
-    if not equals or not isinstance(value, int | float | list):
+    if not equals or isinstance(value, bool) or not isinstance(value, int | float | list):
         raise click.BadParameter(f"{text!r} is not NAME=NUMBER or NAME=[...]", param_hint="--set")
     if isinstance(value, list):
         import torch

