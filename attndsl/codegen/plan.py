@@ -138,6 +138,14 @@ class KernelPlan:
         return self.mask is build.FALSE
 
 
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """A plan and the text printed from it."""
+
+    plan: KernelPlan
+    text: str
+
+
 def plan_forward(variant: Variant, spec: Specialisation) -> KernelPlan:
     """The plan of the forward kernel; refused with all reasons when the variant is outside what kernels do."""
     streaming = stream(variant.normalizer)

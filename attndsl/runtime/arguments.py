@@ -161,9 +161,7 @@ def _check_offset(reporter: Reporter, q: Tensor, q_offset: Any) -> None:
         reporter.error("mixed-devices", f"`q_offset` is on {q_offset.device}, q on {q.device}")
 
 
-def check_capture(
-    reporter: Reporter, variant: Variant, param: TensorParam, value: Value, device: torch.device
-) -> None:
+def check_capture(reporter: Reporter, variant: Variant, param: TensorParam, value: Value, device: torch.device) -> None:
     """One captured tensor: rank, kind and device; sizes are the business of `analysis.obligations`."""
     span = next((variant.origins.first(node) for node in variant.loads_of(param.name)), None)
     if not isinstance(value, Tensor):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attndsl.codegen.plan import KernelPlan, padded
+from attndsl.codegen.plan import Emitted, KernelPlan, padded
 from attndsl.diagnostics import Reporter, UnsupportedError
 from attndsl.ir.variant import TensorParam
 from attndsl.runtime.arguments import Call
@@ -28,14 +28,6 @@ class Rows:
     out: Tensor
     lse: Tensor
     max_score: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Emitted:
-    """A plan and its text."""
-
-    plan: KernelPlan
-    text: str
 
 
 def check_kernel_call(call: Call) -> None:

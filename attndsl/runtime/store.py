@@ -118,7 +118,7 @@ def _execute(path: Path, text: str, interpret: bool) -> ModuleType:
     before = triton.knobs.runtime.interpret
     triton.knobs.runtime.interpret = interpret
     try:
-        exec(compile(text, str(path), "exec"), module.__dict__)
+        exec(compile(text, str(path), "exec", dont_inherit=True), module.__dict__)
     finally:
         triton.knobs.runtime.interpret = before
     return module

@@ -20,12 +20,12 @@ INTERPRETER = TileShape(32, 32, 4, 1)
 # Rows: (largest padded head dimension, tile). Chosen for 0 spilled bytes and, on Hopper, warp-group products.
 _HALF: dict[str, tuple[tuple[int, TileShape], ...]] = {
     "ampere": (
-        (64, TileShape(128, 64, 4, 3)),
+        (64, TileShape(128, 64, 8, 3)),
         (128, TileShape(128, 64, 8, 3)),
         (256, TileShape(64, 32, 8, 2)),
     ),
     "hopper": (
-        (64, TileShape(128, 64, 4, 3)),
+        (64, TileShape(128, 64, 8, 3)),
         (128, TileShape(128, 64, 8, 3)),
         (256, TileShape(64, 32, 4, 2)),
     ),

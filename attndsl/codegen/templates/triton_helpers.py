@@ -70,8 +70,7 @@ def _tanh(x):
     """tanh to float32 accuracy: a series where 1 - 2 / (e^2x + 1) would cancel."""
     square = x * x
     series = x * (1.0 + square * (-0.33333334 + square * (0.13333334 + square * (-0.053968254 + square * 0.021869488))))
-    large = 1.0 - 2.0 / (tl.exp(2.0 * tl.abs(x)) + 1.0)
-    return tl.where(tl.abs(x) < 0.25, series, tl.where(x < 0, -large, large))
+    return tl.where(tl.abs(x) < 0.25, series, 1.0 - 2.0 / (tl.exp(2.0 * x) + 1.0))
 
 
 @triton.jit
