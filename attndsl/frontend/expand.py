@@ -22,7 +22,7 @@ from attndsl.ir.nodes import Expr
 MAX_CALLS = 64
 """Functions that call functions that call ...: each level takes a few frames of the Python stack."""
 
-MAX_STEPS = 200_000
+MAX_STEPS = 100_000
 """Expressions looked at inside expanded functions, over a whole text."""
 
 MAX_DIGITS = 80

@@ -37,7 +37,7 @@ def read(path: str | PathLike[str]) -> tuple[Variant, ...]:
         help_ = "this is not a text file, or not one in UTF-8: save it as UTF-8"
         raise fail(ProgramError, "nul-byte", f"`{name}` has a NUL byte at offset {offset}", help=help_)
     try:
-        return parse(data.decode("utf-8-sig"), name)
+        return parse(data.decode("utf-8").removeprefix("\N{BYTE ORDER MARK}"), name)
     except UnicodeDecodeError as error:
         message = f"`{name}` is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}"
         raise fail(ProgramError, "not-utf-8", message, help="save the file as UTF-8") from None
