@@ -106,10 +106,10 @@ def _cleared(q: Tensor, k: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scores(variant: Variant, env: Env, q: Tensor, k: Tensor, scale: float, live: Tensor) -> Tensor:
-    """The final scores; -inf at dead pairs, where score mods see the score 0."""
+    """The final scores; -inf at dead pairs, whatever score mods made of them."""
     products = q.to(env.dtype) @ k.to(env.dtype).transpose(-1, -2) * scale
     products = _RoundedGradient.apply(products, q.dtype)  # type: ignore[no-untyped-call]
-    flow = replace(env, leaves={**env.leaves, build.SCORE: torch.where(live, products, 0.0)})
+    flow = replace(env, leaves={**env.leaves, build.SCORE: products})
     return torch.where(live, evaluate(variant.score, flow), -torch.inf)
 
 
@@ -119,7 +119,7 @@ def _scored(env: Env, scores: Tensor, live: Tensor) -> Env:
 
 
 def _normalized(normalizer: Expr, env: Env, scores: Tensor, live: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The normalized weights, 0 at dead pairs and in rows whose divisor is 0, and the log of the divisor."""
+    """The normalized weights, 0 in rows whose divisor is 0, anything at dead pairs; and the log of the divisor."""
     env = _scored(env, scores, live)
     exponential = _exponential(normalizer)
     if exponential is not None and exponential.sinks is not None:
@@ -128,7 +128,7 @@ def _normalized(normalizer: Expr, env: Env, scores: Tensor, live: Tensor) -> tup
     weights, *sums = evaluate_all((normalizer, *divisors), env)
     for total in sums:
         weights = torch.where(total == 0, 0.0, weights)
-    return torch.where(live, weights, 0.0), None if exponential is None else _lse(exponential, env, scores)
+    return weights, None if exponential is None else _lse(exponential, env, scores)
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,8 +74,11 @@ class Case:
         sizes = {**self.grid, "kv_heads": self.kv_heads, "head_dim": self.head_dim, "v_head_dim": self.v_head_dim}
         tensors = {name: value for name, value in self.values.items() if isinstance(value, Tensor)}
         notes = [" ".join(f"{name}={value}" for name, value in sizes.items())]
-        notes += [f"{name} = {value.tolist() if value.numel() <= 40 else value}" for name, value in tensors.items()]
-        comments = "\n".join(f"# {line}" for note in notes for line in note.splitlines())
+        for name, value in tensors.items():
+            notes.append(f"{name}: {value.dtype} {tuple(value.shape)}")
+            if value.numel() <= 160:
+                notes.append(f"{name} = {value.tolist()}")
+        comments = "\n".join(f"# {note}" for note in notes)
         return f"\n{comments}\n{print_variant(self.variant)}\n"
 
     def _repr_pretty_(self, printer: RepresentationPrinter, cycle: bool) -> None:
