@@ -159,11 +159,10 @@ def _fits(name: str, bound: Bound, value: Any, reporter: Reporter) -> bool:
         got = _described(value, kind_of(value) if isinstance(value, torch.Tensor) else None)
         reporter.error("parameter-type", f"`{name}` is {expected}, got {got}")
         return False
-    if bound.leaf.reads_shape and value.shape != bound.value.shape:
-        sizes = [list(tensor.shape) for tensor in (bound.value, value)]
-        help_ = "make a new attention for a new shape"
-        message = f"the variant was traced with the sizes of `{name}`, {sizes[0]}, got {sizes[1]}"
-        reporter.error("parameter-shape", message, help=help_)
+    if isinstance(bound.value, torch.Tensor) and bound.leaf.reads_shape and value.shape != bound.value.shape:
+        sizes = f"{list(bound.value.shape)}, got {list(value.shape)}"
+        message = f"the variant was traced with the sizes of `{name}`, {sizes}"
+        reporter.error("parameter-shape", message, help="make a new attention for a new shape")
         return False
     return True
 

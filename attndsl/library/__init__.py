@@ -1,0 +1,1 @@
+"""Variants everyone needs, each written in the language itself."""

@@ -1,0 +1,75 @@
+"""Masks: which keys a query sees.
+
+Positions count from 0 and, with unequal lengths, align top left unless the call gives a `q_offset`. Parameters are
+bound by keyword, `sliding_window(window=1024)`, and masks combine with `&`, `|`, `^` and `~`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from attndsl.frontend.decorators import mask_mod
+from attndsl.frontend.symbols import Symbol
+
+
+@mask_mod
+def full() -> bool:
+    """Every query sees every key."""
+    return True
+
+
+@mask_mod
+def causal(q_idx: Symbol, kv_idx: Symbol) -> Symbol:
+    """A query sees the keys up to its own position, itself included."""
+    return kv_idx <= q_idx
+
+
+@mask_mod
+def sliding_window(q_idx: Symbol, kv_idx: Symbol, *, window: int) -> Symbol:
+    """Includes causality: a query sees exactly `window` keys, itself and the `window - 1` before it."""
+    return (kv_idx <= q_idx) & (q_idx - kv_idx < window)
+
+
+@mask_mod
+def dilated_window(q_idx: Symbol, kv_idx: Symbol, *, window: int, dilation: int) -> Symbol:
+    """Includes causality: a query sees `window` keys, itself and every `dilation`-th before it."""
+    distance = q_idx - kv_idx
+    return (distance >= 0) & (distance < window * dilation) & (distance % dilation == 0)
+
+
+@mask_mod
+def sinks_and_window(q_idx: Symbol, kv_idx: Symbol, *, sink: int, window: int) -> Symbol:
+    """Includes causality: a query sees the first `sink` keys and a window of `window` keys that ends with itself."""
+    return (kv_idx <= q_idx) & ((kv_idx < sink) | (q_idx - kv_idx < window))
+
+
+@mask_mod
+def chunked(q_idx: Symbol, kv_idx: Symbol, *, chunk: int) -> Symbol:
+    """Includes causality: a query sees the keys of its own chunk of `chunk` positions, up to itself."""
+    return (kv_idx <= q_idx) & (kv_idx // chunk == q_idx // chunk)
+
+
+@mask_mod
+def prefix_lm(b: Symbol, q_idx: Symbol, kv_idx: Symbol, *, prefix: Any) -> Any:
+    """Causal, and the first `prefix` keys (an int, or an int tensor of one per batch) are seen by every query."""
+    return (kv_idx <= q_idx) | (kv_idx < _of_batch(prefix, b))
+
+
+@mask_mod
+def document(b: Symbol, q_idx: Symbol, kv_idx: Symbol, *, doc: Any) -> Any:
+    """Not causal by itself: a query sees the keys of its own document; `doc` holds ids, shape (N,) or (B, N)."""
+    ids = doc if doc.ndim == 1 else doc[b]
+    return ids[q_idx] == ids[kv_idx]
+
+
+@mask_mod
+def padding(b: Symbol, kv_idx: Symbol, *, lengths: Any) -> Any:
+    """Not causal by itself: keys from `lengths` on (an int, or an int tensor of one per batch) are unseen."""
+    return kv_idx < _of_batch(lengths, b)
+
+
+def _of_batch(value: Any, b: Symbol) -> Any:
+    """The batch's own value, where there is one for each."""
+    return value[b] if isinstance(value, torch.Tensor) and value.ndim > 0 else value
