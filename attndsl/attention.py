@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attndsl import reference
 from attndsl.codegen.plan import Specialisation
 from attndsl.compiler import KERNELS, Compilation
 from attndsl.diagnostics import CallError, UnsupportedError, fail
@@ -17,8 +16,9 @@ from attndsl.explain import explain
 from attndsl.frontend.bindings import Bindings
 from attndsl.frontend.tracing import trace
 from attndsl.ir.printer import print_variant
-from attndsl.ir.variant import ScalarParam, Variant
+from attndsl.ir.variant import Param, ScalarParam, Variant
 from attndsl.passes.pipeline import run_passes
+from attndsl.reference import Result, attend
 from attndsl.runtime import launch
 from attndsl.runtime.agreement import check_agreement
 from attndsl.runtime.aot import CompileReport, compile_for
@@ -234,14 +234,9 @@ class Attention:
 
     def _with_values(self) -> Variant:
         source = self._compilation.source
-        bound = self._bindings.captured
-        params = tuple(
-            replace(param, default=bound[param.name].value)
-            if isinstance(param, ScalarParam) and param.name in bound
-            else param
-            for param in source.params
-        )
-        return replace(source, params=params)
+        bound = {name: value.value for name, value in self._bindings.captured.items()}
+        params = (_with_default(param, bound.get(param.name)) for param in source.params)
+        return replace(source, params=tuple(params))
 
     def _checked(self, q: Any, k: Any, v: Any, **how: Any) -> Call:
         device = q.device if isinstance(q, Tensor) else None
@@ -258,8 +253,8 @@ class Attention:
         )
         return launch.forward(call, self._compilation.kernel("forward", spec))
 
-    def _dense(self, call: Call, enable_gqa: bool) -> reference.Result:
-        return reference.attend(
+    def _dense(self, call: Call, enable_gqa: bool) -> Result:
+        return attend(
             self._compilation.source,
             call.values,
             call.q,
@@ -285,6 +280,12 @@ def _backend(backend: str, q: Tensor) -> str:
     if backend == "auto":
         return "triton" if q.device.type == "cuda" or is_interpreting() else "reference"
     return backend
+
+
+def _with_default(param: Param, value: int | float | Tensor | None) -> Param:
+    if isinstance(param, ScalarParam) and isinstance(value, int | float):
+        return replace(param, default=value)
+    return param
 
 
 def _wanted(return_aux: bool | Iterable[str]) -> tuple[str, ...] | None:

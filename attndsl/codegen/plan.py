@@ -5,7 +5,7 @@ In: a variant after its passes and a `Specialisation`. Out: a `KernelPlan`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -13,6 +13,7 @@ from attndsl.analysis.axes import axes_below
 from attndsl.analysis.bounds import KeyRange, key_range
 from attndsl.analysis.monotone import Trend, trend_in_query
 from attndsl.analysis.streaming import Streaming, stream
+from attndsl.codegen.names import KERNEL_NAMES, kernel_names
 from attndsl.diagnostics import Diagnostic, UnsupportedError
 from attndsl.ir import build
 from attndsl.ir.nodes import Apply, Const, Coord, Expr, Input, Load, Scalar, children
@@ -109,13 +110,15 @@ class Placement:
 class KernelPlan:
     """A forward kernel.
 
-    `cheap_division` are the `//` and `%` whose operands are never negative; `branch_loads` the captured reads whose
-    index may be out of bounds even on a live pair, because they stand in a branch.
+    `symbols` are the kernel's identifiers of the parameters, by name. `cheap_division` are the `//` and `%` whose
+    operands are never negative; `branch_loads` the captured reads whose index may be out of bounds even on a live
+    pair, because they stand in a branch.
     """
 
     variant: Variant
     spec: Specialisation
     params: tuple[Param, ...]
+    symbols: Mapping[str, str]
     walk: KeyWalk
     streaming: Streaming
     placement: Placement
@@ -153,14 +156,17 @@ def plan_forward(variant: Variant, spec: Specialisation) -> KernelPlan:
     assert streaming is not None
     sink = () if streaming.sink is None else (streaming.sink,)
     roots = (variant.mask, variant.score, *sink)
+    params = used_params(variant, roots)
+    symbols = kernel_names(param.name for param in params)
     return KernelPlan(
         variant=variant,
         spec=spec,
-        params=used_params(variant, roots),
+        params=params,
+        symbols=symbols,
         walk=plan_walk(variant.mask),
         streaming=streaming,
-        placement=place(variant, variant.mask, variant.score),
-        sink=place(variant, build.TRUE, build.TRUE if streaming.sink is None else streaming.sink),
+        placement=place(variant, variant.mask, variant.score, symbols),
+        sink=place(variant, build.TRUE, build.TRUE if streaming.sink is None else streaming.sink, symbols),
         mask=variant.mask,
         score=variant.score,
         cheap_division=_cheap_divisions(roots) if spec.fast else frozenset(),
@@ -227,7 +233,7 @@ def scope_of(axes: frozenset[Axis]) -> Scope:
     return Scope.COLUMN if Axis.K in axes else Scope.PROGRAM
 
 
-def place(variant: Variant, mask: Expr, value: Expr) -> Placement:
+def place(variant: Variant, mask: Expr, value: Expr, symbols: Mapping[str, str]) -> Placement:
     """Names the values worth a name: loads, what is used twice, what leaves a loop it does not depend on, long text."""
     roots = (mask, value)
     axes = axes_below(*roots)
@@ -241,14 +247,14 @@ def place(variant: Variant, mask: Expr, value: Expr) -> Placement:
     }
     placed: dict[Scope, list[Statement]] = {scope: [] for scope in Scope}
     widths: dict[Expr, int] = {}
-    taken: dict[str, int] = {}
+    taken = {*KERNEL_NAMES, *symbols.values()}
     for node in postorder(*roots):
         widths[node] = _width(node, widths)
         is_leaf = isinstance(node, Const | Coord | Input | Scalar)
         if is_leaf or (node in roots and not isinstance(node, Load)):
             continue
         if isinstance(node, Load) or counts[node] > 1 or node in hoisted or widths[node] > MAX_WIDTH:
-            name = _numbered(_hint(node, axes[node]), taken)
+            name = _free(_hint(node, axes[node], symbols), taken)
             placed[scopes[node]].append(Statement(name, node, _origin(variant, node)))
             widths[node] = len(name)
     needed = set(postorder(value))
@@ -268,19 +274,22 @@ def _is_cheap(node: Expr) -> bool:
     return all(not children(child) for child in children(node)) and not isinstance(node, Load)
 
 
-def _hint(node: Expr, axes: frozenset[Axis]) -> str:
-    """`slopes_h`, `doc_q`, `doc_k` for loads; `row`, `col`, `term` for what is computed."""
-    suffix = "".join(axis.value for axis in Axis if axis in axes and axis is not Axis.B)
+def _hint(node: Expr, axes: frozenset[Axis], symbols: Mapping[str, str]) -> str:
+    """`slopes_h`, `doc_q`, `doc_k` for loads; `const`, `row`, `col`, `term` for what is computed."""
     if isinstance(node, Load):
-        return f"{node.tensor}_{suffix or 'b'}" if axes else f"{node.tensor}_value"
+        suffix = "".join(axis.value for axis in Axis if axis in axes and axis is not Axis.B)
+        return f"{symbols[node.tensor]}_{suffix or ('b' if axes else 'value')}"
     return {Scope.PROGRAM: "const", Scope.ROW: "row", Scope.COLUMN: "col", Scope.TILE: "term"}[scope_of(axes)]
 
 
-def _numbered(hint: str, taken: dict[str, int]) -> str:
-    """The hint itself the first time, then `hint_1`, `hint_2`."""
-    count = taken.get(hint, 0)
-    taken[hint] = count + 1
-    return hint if count == 0 else f"{hint}_{count}"
+def _free(hint: str, taken: set[str]) -> str:
+    """The hint itself, or the first of `hint_1`, `hint_2` that is not taken; it is taken then."""
+    name, number = hint, 0
+    while name in taken:
+        number += 1
+        name = f"{hint}_{number}"
+    taken.add(name)
+    return name
 
 
 def _origin(variant: Variant, node: Expr) -> str | None:

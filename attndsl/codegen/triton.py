@@ -97,7 +97,7 @@ class _Forward:
         scalars: dict[Expr, str] = {
             node: node.name for node in postorder(plan.mask, plan.score, *self._sinks()) if isinstance(node, Scalar)
         }
-        self.printer = TritonPrinter(plan.index, {**leaves, **scalars}, plan.cheap_division)
+        self.printer = TritonPrinter(plan.index, {**leaves, **scalars}, plan.symbols, plan.cheap_division)
         self.program_names = _names(plan.placement.program)
         self.row_names = self.program_names | _names(plan.placement.row)
         self.hoisted = LoadStyle(clamped=not plan.spec.fast)
@@ -159,11 +159,12 @@ class _Forward:
     def _args(self) -> Iterator[str]:
         yield from ("Q", "K", "V", "Out", "Lse", "Max")
         for param in self.plan.params:
-            yield param.name
+            name = self.plan.symbols[param.name]
+            yield name
             if isinstance(param, TensorParam):
-                yield from (f"stride_{param.name}_{axis}" for axis in range(param.rank))
+                yield from (f"stride_{name}_{axis}" for axis in range(param.rank))
                 if not self.plan.spec.fast:
-                    yield from (f"size_{param.name}_{axis}" for axis in range(param.rank))
+                    yield from (f"size_{name}_{axis}" for axis in range(param.rank))
         yield "sm_scale"
         yield "Q_offset" if self.plan.spec.offset_per_batch else "q_offset"
         yield from ("q_len", "kv_len", "heads", "group")
@@ -172,10 +173,10 @@ class _Forward:
 
     def _runtime_args(self) -> Iterator[str]:
         """All but pointers and the strides of q, k, v and the output, whose alignment vector loads need."""
-        pointers = {"Q", "K", "V", "Out", "Lse", "Max", "Q_offset"}
-        pointers |= {param.name for param in self.plan.params if isinstance(param, TensorParam)}
+        tensors = [(self.plan.symbols[p.name], p.rank) for p in self.plan.params if isinstance(p, TensorParam)]
+        pointers = {"Q", "K", "V", "Out", "Lse", "Max", "Q_offset", *(name for name, _ in tensors)}
         own = {f"stride_{tensor}{letter}" for tensor in "qkvo" for letter in "bhmnd"}
-        last = {f"stride_{param.name}_{param.rank - 1}" for param in self.plan.params if isinstance(param, TensorParam)}
+        last = {f"stride_{name}_{rank - 1}" for name, rank in tensors}
         return (arg for arg in self._args() if arg not in pointers | own | last)
 
     def _base_lines(self) -> Iterator[str]:
@@ -188,7 +189,9 @@ class _Forward:
         if self.plan.spec.offset_per_batch:
             yield f"q_offset = tl.load(Q_offset + b){'.to(tl.int32)' if self.plan.spec.fast else ''}"
         if not self.plan.spec.fast:
-            integers = [p.name for p in self.plan.params if isinstance(p, ScalarParam) and p.dtype.is_int]
+            integers = [
+                self.plan.symbols[p.name] for p in self.plan.params if isinstance(p, ScalarParam) and p.dtype.is_int
+            ]
             yield from (f"{name} = tl.cast({name}, tl.int64)" for name in ("b", "h", "tile", "q_len", "kv_len"))
             yield from (f"{name} = tl.cast({name}, tl.int64)" for name in (*integers, "q_offset"))
 

@@ -28,6 +28,7 @@ class TritonPrinter:
 
     index: DType
     names: Mapping[Expr, str]
+    symbols: Mapping[str, str]
     cheap_division: frozenset[Expr] = frozenset()
     helpers: set[str] = field(default_factory=set)
 
@@ -78,12 +79,13 @@ class TritonPrinter:
 
     def _load(self, node: Load, names: Mapping[Expr, str], loads: LoadStyle) -> ast.expr:
         clamp = loads.clamped and node not in loads.unclamped
-        address: ast.expr = ast.Name(node.tensor)
+        tensor = self.symbols[node.tensor]
+        address: ast.expr = ast.Name(tensor)
         for axis, index in enumerate(node.indices):
             position = self._tree(index, names, loads)
             if clamp:
-                position = _filled(f"tl.minimum(tl.maximum({{0}}, 0), size_{node.tensor}_{axis} - 1)", position)
-            address = _filled(f"{{0}} + {{1}} * stride_{node.tensor}_{axis}", address, position)
+                position = _filled(f"tl.minimum(tl.maximum({{0}}, 0), size_{tensor}_{axis} - 1)", position)
+            address = _filled(f"{{0}} + {{1}} * stride_{tensor}_{axis}", address, position)
         value = _filled("tl.load({0})", address)
         match node.dtype:
             case DType.F32:

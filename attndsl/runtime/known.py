@@ -26,26 +26,27 @@ def summarize(tensor: Tensor) -> Summary:
 def known_values(
     variant: Variant, values: Mapping[str, Value], summary: Callable[[Tensor], Summary] = summarize
 ) -> Known:
-    """What analysis may know of a call; `summary` lets a caller remember those it has."""
+    """What analysis may know of a call, of the parameters that have values.
+
+    `summary` lets a caller remember those it has.
+    """
+    scalars = {param.name: _number(param, values) for param in variant.scalars}
+    integers = {param.name: values.get(param.name) for param in variant.tensors if not param.dtype.is_float}
     return Known(
-        {param.name: _number(param, values) for param in variant.scalars},
-        {
-            param.name: summary(tensor)
-            for param in variant.tensors
-            if not param.dtype.is_float and isinstance(tensor := values[param.name], Tensor)
-        },
+        {name: number for name, number in scalars.items() if number is not None},
+        {name: summary(tensor) for name, tensor in integers.items() if isinstance(tensor, Tensor)},
     )
 
 
 def layouts(variant: Variant, values: Mapping[str, Value]) -> dict[str, Layout]:
     """How the captured tensors lie in memory."""
-    found = ((param.name, values[param.name]) for param in variant.tensors)
+    found = ((param.name, values.get(param.name)) for param in variant.tensors)
     return {name: Layout(tuple(t.shape), t.stride()) for name, t in found if isinstance(t, Tensor)}
 
 
-def _number(param: ScalarParam, values: Mapping[str, Value]) -> int | float:
+def _number(param: ScalarParam, values: Mapping[str, Value]) -> int | float | None:
     value = values.get(param.name, param.default)
     if value is None:
-        raise KeyError(param.name)
+        return None
     number = value.item() if isinstance(value, Tensor) else value
     return int(number) if param.dtype.is_int else float(number)
