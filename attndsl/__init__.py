@@ -6,7 +6,9 @@ nor triton.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from attndsl.version import __version__
@@ -48,3 +50,14 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return list(__all__)
+
+
+class _Package(ModuleType):
+    """Keeps `attndsl.attention` the function: importing the module of that name would put the module in its place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        is_shadow = name in _NAMES and isinstance(value, ModuleType)
+        super().__setattr__(name, getattr(value, name) if is_shadow else value)
+
+
+sys.modules[__name__].__class__ = _Package
