@@ -179,9 +179,10 @@ def attention_of(target: str) -> Attention:
     file = file_of(target)
     if file is None:
         return object_at(target)
-    import attndsl
+    name = chosen(*file).name
+    from attndsl.loading import load
 
-    attention: Attention = getattr(attndsl.load(file[0]), chosen(*file).name)
+    attention: Attention = getattr(load(file[0]), name)
     return attention
 
 

@@ -46,7 +46,8 @@ def dense(case: Case, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: t
     if case.score_mod is not None:
         score = case.score_mod(score, 0, 0, rows[:, None], torch.arange(len(key), device=rows.device)[None])
     score = score.masked_fill(~live(case, rows, len(key)), float("-inf"))
-    return score.softmax(dim=-1) @ value
+    weight: torch.Tensor = score.softmax(dim=-1)
+    return weight @ value
 
 
 def sdpa(case: Case, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Contender | None:

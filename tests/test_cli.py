@@ -121,7 +121,7 @@ def test_check_of_broken_bytes(tmp_path: Path, content: bytes) -> None:
 
 
 def test_plan_draws_and_counts() -> None:
-    printed = attndsl("plan", GPT_OSS, "--q-len", "1024", "--set", "window=128").stdout
+    printed = attndsl("plan", f"{GEMMA2}:gemma2", "--q-len", "1024", "--set", "window=128").stdout
     assert "closed_form" in printed
     assert "█" in printed or "▒" in printed
     # 8 x 8 tiles of 128: the diagonal and the one below it hold an edge of the window, the rest is empty.
@@ -187,6 +187,7 @@ def test_options_that_make_no_sense(arguments: tuple[str, ...]) -> None:
         ("show", GPT_OSS, "--stage", "ir", "--after", "no_such_pass"),
         ("show", GPT_OSS, "--stage", "triton", "--kernel", "sideways"),
         ("compile", GPT_OSS, "--target", "abacus"),
+        ("plan", GPT_OSS, "--q-len", "8"),
     ],
 )
 def test_mistakes_end_in_a_diagnostic(arguments: tuple[str, ...]) -> None:
