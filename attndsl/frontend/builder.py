@@ -183,11 +183,14 @@ class Builder:
         """A finished score (or weight, or normalizer)."""
         if value.dtype.is_float:
             return value
+        example = "write weights, e.g. `sigmoid(score)`"
+        if what != "normalizer":
+            example = f"return a changed {what}, e.g. `{what} * 2.0`"
         self.reporter.error(
             f"{what}-not-float",
             f"{what} has type {value.dtype.value}, expected f32",
             span or self.origins.first(value),
-            help=f"return a changed {what}, e.g. `{what} * 2.0`; a condition belongs in the mask",
+            help=f"{example}; a condition belongs in the mask",
         )
         return build.SCORE
 

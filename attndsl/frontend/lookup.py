@@ -124,6 +124,8 @@ class Names:
         help_ = suggestion(name, self._scope.names(frame.function))
         if name in FUNCTIONS or self._scope.function(name, frame.function) is not None:
             help_ = f"`{name}` is a function: call it, `{name}(...)`"
+        elif frame.sees_body and name in self._scope.later:
+            help_ = f"`{name}` is defined further down: move its `let` up"
         elif self._scope.has_inside(name):
             help_ = "a `def` outside an attention does not see inside: pass the value as an argument"
         self._reporter.error("unknown-name", f"there is no `{name}`", span, help=help_)

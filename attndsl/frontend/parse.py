@@ -118,7 +118,8 @@ class _Attention:
         self._tree = tree
         self._builder = Builder(text.reporter)
         self._own = text.declarations.functions(children_of(tree, "function"), text.functions)
-        self._scope = Scope(text.functions, self._own)
+        lets = frozenset(str(name_of(child)) for child in children_of(tree, "let"))
+        self._scope = Scope(text.functions, self._own, later=lets)
         text.sound |= without_recursion(self._own, text.reporter)
         self._expressions = text.expressions(self._builder, self._scope)
         self._items: dict[Stage, list[Expr]] = {stage: [] for stage in Stage}

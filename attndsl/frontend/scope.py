@@ -80,6 +80,7 @@ class Scope:
     own: Mapping[str, Def] = field(default_factory=dict)
     params: dict[str, Param] = field(default_factory=dict)
     lets: dict[str, Value] = field(default_factory=dict)
+    later: frozenset[str] = frozenset()
     _needs: dict[Expr, frozenset[str]] = field(default_factory=dict)
 
     def function(self, name: str, seen_from: Def | None) -> Def | None:

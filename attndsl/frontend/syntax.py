@@ -130,7 +130,7 @@ def _syntax_error(source: Source, error: UnexpectedInput, unclosed: list[int]) -
     expected = _in_words(state.accepts()) if state is not None else []
     message = f"unexpected {found}" + (f", expected {', '.join(expected)}" if expected else "")
     notes = []
-    if found == "end of text" and unclosed:
+    if unclosed and found in ("end of text", "`}`", "`]`", "`)`"):
         opening = position(source, unclosed[-1])
         notes.append(f"the `{source.text[unclosed[-1]]}` at {opening} is never closed")
     return fail(ProgramError, "syntax-error", message, span, *notes, help=help_)

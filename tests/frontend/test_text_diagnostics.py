@@ -1,0 +1,94 @@
+"""Every mistake one can make in a text, with its caret and its help; one golden file for each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from attndsl.diagnostics import ProgramError
+from attndsl.frontend.parse import parse
+
+FRONTEND = Path(__file__).parents[2] / "attndsl" / "frontend"
+
+TEXTS = {
+    "syntax-error": "attention a {\n    mask  (q_idx - kv_idx <= 3\n}",
+    "syntax-error-assignment": "attention a {\n    mask  q_idx = kv_idx\n}",
+    "syntax-error-end": "attention a {\n    mask  q_idx < (kv_idx\n\n",
+    "syntax-error-python": "attention a {\n    mask  q_idx < 3 && !flag\n}",
+    "syntax-error-character": "attention a {\n    mask  q_idx < $3\n}",
+    "syntax-error-top": "mask q_idx < 3",
+    "syntax-error-parameter": "attention a(window int) {}",
+    "no-attention": "# nothing here\n",
+    "unknown-name": "attention a(window: int) {\n    mask  q_idx - kv_idx < windw\n}",
+    "unknown-name-function": "def causal() = kv_idx <= q_idx\nattention a {\n    mask  causal\n}",
+    "unknown-name-outside": "def near() = q_idx < window\nattention a(window: int) {\n    mask  near()\n}",
+    "unknown-name-later": "attention a {\n    mask  d < 3\n    let d = q_idx - kv_idx\n}",
+    "unknown-function": "def soft(x) = tanh(x)\nattention a {\n    score  sotf(score) + tahn(score)\n}",
+    "wrong-arity": "def soft(x, cap) = cap * tanh(x / cap)\nattention a {\n    score  soft(score) + exp(score, 2)\n}",
+    "wrong-arity-builtin": "attention a {\n    score  clamp(score, 1.0)\n    normalizer  row_sum() + row_max(1, 2)\n}",
+    "unknown-argument": "def soft(x, cap) = cap * tanh(x / cap)\nattention a {\n    score  soft(score, cup = 3.0)\n}",
+    "unknown-argument-builtin": "attention a {\n    score  exp(x = score)\n}",
+    "duplicate-argument": "def soft(x, cap) = cap * tanh(x / cap)\nattention a {\n    score  soft(score, x = 3.0)\n}",
+    "duplicate-parameter": "def f(x, x) = x\nattention a(w: int, w: float) {}",
+    "duplicate-let": "attention a(w: int) {\n    let d = q_idx\n    let d = kv_idx\n    let w = 3\n}",
+    "duplicate-def": "def f(x) = x\ndef f(y) = y\nattention a {\n    def f(z) = z\n}",
+    "duplicate-attention": "attention a {}\nattention a {}",
+    "duplicate-normalizer": "attention a {\n    normalizer  softmax\n    normalizer  sigmoid(score)\n}",
+    "reserved-name": "def exp(x) = x\nattention a(q_idx: int, inf: float) {\n    let score = 3\n}",
+    "parameter-type": "attention a(a: integer, c: bool, d: tensor, e: int[H]) {}",
+    "default-type": "attention a(a: int = 1.5, c: float = true, d: int = 2 * 3, e: tensor[H] = 0.0) {}",
+    "tensor-without-index": "attention a(slopes: tensor[H], t: tensor[B, H]) {\n    score  score * slopes\n}",
+    "tensor-rank": "attention a(t: tensor[B, H]) {\n    score  score * t[h]\n}",
+    "index-not-integer": "attention a(t: tensor[N]) {\n    score  score * t[q_idx / 2]\n}",
+    "not-a-tensor": "attention a(w: int) {\n    mask  w[q_idx] < q_idx[0]\n    score  (score + 1.0)[h]\n}",
+    "wrong-stage": "attention a {\n    let m = row_max(1)\n    mask  score > 0.0\n    score  m\n    weight  score\n}",
+    "recursive-def": "def f(x) = g(x)\ndef g(x) = f(x) + 1\ndef k(x) = k(x)\nattention a {\n    score  f(score)\n}",
+    "nesting-too-deep": "attention a {\n    mask  " + "not " * 300 + "true\n}",
+    "text-too-large": "attention a {}\n" + "+" * 100_001,
+    "expansion-too-large": "".join(f"def f{n}(x) = f{n + 1}(x + 1) + f{n + 1}(x * 2)\n" for n in range(30))
+    + "def f30(x) = x\nattention a {\n    score  f0(score)\n}",
+    "integer-too-large": f"attention a {{\n    mask  q_idx < 9223372036854775808\n    mask  q_idx < {'9' * 90}\n}}",
+    "program-too-deep": "attention a {\n    score  " + " + ".join(["score"] * 500) + "\n}",
+    "operand-type": "attention a {\n    mask  q_idx and kv_idx\n    score  score * (q_idx < kv_idx)\n}",
+    "mask-not-boolean": "attention a {\n    mask  q_idx - kv_idx\n}",
+    "score-not-float": "attention a {\n    score  q_idx\n}",
+    "weight-not-float": "attention a {\n    weight  q_idx\n}",
+    "normalizer-not-float": "attention a {\n    normalizer  q_idx\n}",
+    "division-by-zero": "attention a {\n    mask  q_idx // 0 == 1\n}",
+    "shift-out-of-range": "attention a {\n    mask  q_idx << 64 == 1\n}",
+    "power-not-constant": "attention a {\n    mask  2 ** q_idx < kv_idx\n}",
+    "several": "attention a(w: int) {\n    mask  q_idx\n    score  scor\n    weight  weight[0]\n}",
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_diagnostic(name: str, golden: Callable[..., None]) -> None:
+    with pytest.raises(ProgramError) as caught:
+        parse(TEXTS[name], f"{name}.attn")
+    codes = [diagnostic.code for diagnostic in caught.value.diagnostics]
+    assert name == "several" or all(name.startswith(code) for code in codes)
+    golden(str(caught.value), "diagnostics")
+
+
+def test_every_code_of_the_text_front_end_has_a_golden() -> None:
+    """`nul-byte` and `not-utf-8` belong to files and are tested with them."""
+    source = "".join(path.read_text() for path in FRONTEND.glob("*.py") if path.name in _MODULES)
+    literal = re.compile(r"\b(?:fail\(\s*ProgramError|error\(\s*)[,\s]*\"([a-z0-9-]+)\"")
+    codes = set(literal.findall(source)) - {"nul-byte", "not-utf-8"}
+    assert len(codes) > 25
+    assert codes <= TEXTS.keys()
+
+
+_MODULES = {
+    "builder.py",
+    "calls.py",
+    "declarations.py",
+    "expand.py",
+    "lookup.py",
+    "parse.py",
+    "scope.py",
+    "syntax.py",
+}
