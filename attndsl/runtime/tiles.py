@@ -21,7 +21,7 @@ INTERPRETER = TileShape(32, 32, 4, 1)
 _HALF: dict[str, tuple[tuple[int, TileShape], ...]] = {
     "ampere": (
         (64, TileShape(128, 64, 8, 3)),
-        (128, TileShape(128, 64, 8, 3)),
+        (128, TileShape(128, 32, 8, 3)),
         (256, TileShape(64, 32, 8, 2)),
     ),
     "hopper": (
