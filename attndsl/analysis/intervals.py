@@ -20,6 +20,7 @@ from attndsl.analysis import values as v
 from attndsl.analysis.assumptions import Fact, facts_of, literals
 from attndsl.analysis.forms import Form, forms_below
 from attndsl.analysis.summaries import Summary
+from attndsl.analysis.transfer import INTEGER, LOGIC
 from attndsl.analysis.values import Interval, Truth, Value
 from attndsl.ir.nodes import Apply, Const, Coord, Expr, Load, Scalar
 from attndsl.ir.ops import Op
@@ -137,7 +138,7 @@ class _Interpreter:
         constants: dict[Expr, int] = {
             node: int(scalars[node.name])
             for node in postorder(*everything)
-            if isinstance(node, Scalar) and node.dtype.is_int
+            if isinstance(node, Scalar) and node.dtype.is_int and node.name in scalars
         }
         self.forms = forms_below(everything, constants)
         return facts_of(dict(literals(assume)), self.forms)
@@ -199,12 +200,12 @@ class _Interpreter:
         if op is Op.WHERE:
             return v.select(self._truth(args[0]), self.values[args[1]], self.values[args[2]])
         if node.dtype.is_bool:
-            return self._is_nonzero(args[0]) if op is Op.TO_BOOL else v.LOGIC[op](*map(self._truth, args))
+            return self._is_nonzero(args[0]) if op is Op.TO_BOOL else LOGIC[op](*map(self._truth, args))
         if not node.dtype.is_int:
             return None
         if op is Op.TO_INT:
             return self._to_int(args[0])
-        value = v.INTEGER[op](*map(self._integer, args))
+        value = INTEGER[op](*map(self._integer, args))
         return self._correlated(value, node, args) if op in LINEAR else value
 
     def _correlated(self, value: Interval, node: Expr, args: tuple[Expr, ...]) -> Interval:

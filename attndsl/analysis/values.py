@@ -160,40 +160,6 @@ def shr(x: Interval, n: Interval) -> Interval:
     return _shift(np.right_shift, x, n)
 
 
-def bit_length(x: Interval) -> Interval:
-    size = absolute(x)
-    lo = _length(size.lo)
-    return Interval(lo, lo if size.is_point else _length(size.hi))
-
-
-def bit_and(x: Interval, y: Interval) -> Interval:
-    if x.is_point and y.is_point:
-        return _point(x.lo & y.lo)
-    (x_ones, x_maybe), (y_ones, y_maybe) = _bits(x), _bits(y)
-    found = _from_bits(x_ones & y_ones, x_maybe & y_maybe, x, y)
-    # A non-negative operand bounds the result.
-    hi = np.where(x.lo >= 0, np.minimum(found.hi, x.hi), found.hi)
-    return Interval(found.lo, np.where(y.lo >= 0, np.minimum(hi, y.hi), hi))
-
-
-def bit_or(x: Interval, y: Interval) -> Interval:
-    if x.is_point and y.is_point:
-        return _point(x.lo | y.lo)
-    (x_ones, x_maybe), (y_ones, y_maybe) = _bits(x), _bits(y)
-    found = _from_bits(x_ones | y_ones, x_maybe | y_maybe, x, y)
-    both = (x.lo >= 0) & (y.lo >= 0)
-    return Interval(np.where(both, np.maximum(found.lo, np.maximum(x.lo, y.lo)), found.lo), found.hi)
-
-
-def bit_xor(x: Interval, y: Interval) -> Interval:
-    if x.is_point and y.is_point:
-        return _point(x.lo ^ y.lo)
-    (x_ones, x_maybe), (y_ones, y_maybe) = _bits(x), _bits(y)
-    unknown = (x_ones ^ x_maybe) | (y_ones ^ y_maybe)
-    ones = (x_ones ^ y_ones) & ~unknown
-    return _from_bits(ones, ones | unknown, x, y)
-
-
 def logical_and(x: Truth, y: Truth) -> Truth:
     return Truth(x.can_be_true & y.can_be_true, x.can_be_false | y.can_be_false)
 
@@ -249,37 +215,6 @@ def compare(op: Op, difference: Interval) -> Truth:
     return equal if op is Op.EQ else logical_not(equal)
 
 
-INTEGER: dict[Op, Callable[..., Interval]] = {
-    Op.ADD: add,
-    Op.SUB: sub,
-    Op.NEG: neg,
-    Op.MUL: mul,
-    Op.FLOORDIV: floordiv,
-    Op.MOD: mod,
-    Op.ABS: absolute,
-    Op.MIN: minimum,
-    Op.MAX: maximum,
-    Op.BIT_AND: bit_and,
-    Op.BIT_OR: bit_or,
-    Op.BIT_XOR: bit_xor,
-    Op.BIT_NOT: bit_not,
-    Op.SHL: shl,
-    Op.SHR: shr,
-    Op.BIT_LENGTH: bit_length,
-}
-
-LOGIC: dict[Op, Callable[..., Truth]] = {
-    Op.AND: logical_and,
-    Op.OR: logical_or,
-    Op.XOR: logical_xor,
-    Op.NOT: logical_not,
-}
-
-
-def _point(value: Array) -> Interval:
-    return Interval(value, value)
-
-
 def _bool(array: Array) -> Array:
     return np.asarray(array, dtype=bool)
 
@@ -324,7 +259,8 @@ def _floordiv_positive(x: Interval, y: Interval) -> Interval:
 
 def _mod_positive(x: Interval, y: Interval) -> Interval:
     if x.is_point and y.is_point:
-        return _point(x.lo % y.lo)
+        rest = x.lo % y.lo
+        return Interval(rest, rest)
     # Within one period of one divisor the remainder keeps order; a dividend below every divisor is its own remainder.
     period = x.lo // y.lo
     one_period = _bool(period == x.hi // y.lo) & (_bool(y.lo == y.hi) | _bool(period == 0))
@@ -341,43 +277,3 @@ def _shift(shift: Callable[[Array, Array], Array], x: Interval, n: Interval) -> 
         return Interval(lo, lo)
     lo = np.minimum(lo, shift(x.lo, most))
     return Interval(lo, np.maximum(shift(x.hi, least), shift(x.hi, most)))
-
-
-_length_of_object = np.frompyfunc(int.bit_length, 1, 1)
-
-
-def _length(x: Array) -> Array:
-    """`bit_length` of non-negative integers."""
-    if x.dtype == object:
-        return np.asarray(_length_of_object(x), dtype=object)
-    length: Array = np.zeros_like(x)
-    for step in (32, 16, 8, 4, 2, 1):
-        high = x >> step
-        beyond = high != 0
-        length += step * beyond
-        x = np.where(beyond, high, x)
-    length += x != 0
-    return length
-
-
-def _bits(x: Interval) -> tuple[Array, Array]:
-    """The bits set in every value, and those set in some: all values share the bits above where the ends differ."""
-    if x.is_point:
-        return x.lo, x.lo
-    differ = x.lo ^ x.hi
-    below = (_one(differ) << _length(np.where(differ < 0, 0 * differ, differ))) - 1
-    unknown = np.where(differ < 0, ~(0 * differ), below)
-    return x.lo & ~unknown, x.lo | unknown
-
-
-def _from_bits(ones: Array, maybe: Array, x: Interval, y: Interval) -> Interval:
-    """Values between two sets of bits; of unknown sign, no wider than the operands."""
-    widest = _greatest(*(np.where(end < 0, ~end, end) for end in (x.lo, x.hi, y.lo, y.hi)))
-    limit = _one(widest) << _length(widest)
-    open_sign = (ones >= 0) & (maybe < 0)
-    return Interval(np.where(open_sign, -limit, ones), np.where(open_sign, limit - 1, maybe))
-
-
-def _one(like: Array) -> Array:
-    ones: Array = np.ones_like(like)
-    return ones
