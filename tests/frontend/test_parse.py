@@ -12,8 +12,10 @@ import pytest
 
 from attndsl.diagnostics import ProgramError
 from attndsl.frontend.builder import Builder
+from attndsl.frontend.names import identifier
 from attndsl.frontend.normalizers import softmax
 from attndsl.frontend.parse import parse, read
+from attndsl.frontend.scope import RESERVED
 from attndsl.ir import build
 from attndsl.ir.build import SCORE, WEIGHT, B, H, K, Q, integer, real
 from attndsl.ir.nodes import Expr
@@ -363,3 +365,7 @@ def test_parsing_needs_neither_torch_nor_triton() -> None:
     code = f"import sys, {modules}; print({{'torch', 'triton', 'sympy'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_traced_programs_never_take_a_reserved_name() -> None:
+    assert {name for name in RESERVED if identifier(name) in RESERVED} == set()
