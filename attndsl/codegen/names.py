@@ -8,7 +8,22 @@ from collections.abc import Iterable
 KERNEL_NAMES = frozenset(
     {
         *("tl", "triton", "range", "float", "INF", "NAN", "LOG2E", "RUNTIME", "BLOCK_M", "BLOCK_N", "forward"),
-        *("Q", "K", "V", "Out", "Lse", "Max", "Q_offset", "q_offset", "q_len", "kv_len", "heads", "group", "sm_scale"),
+        *(
+            "Q",
+            "K",
+            "V",
+            "Out",
+            "Lse",
+            "Max",
+            "Q_offset",
+            "q_offset",
+            "q_len",
+            "kv_len",
+            "heads",
+            "group",
+            "sm_scale",
+            "qk_scale",
+        ),
         *("tiles", "tile", "pid", "b", "h", "kv_h", "row_base", "offs_m", "offs_n", "offs_d", "offs_dv", "rows"),
         *("q_tile", "k_tile", "v_tile", "out_tile", "k_offs", "v_offs", "q", "k", "v", "q_idx", "kv_idx", "keys"),
         *("q_first", "q_last", "key_lo", "key_hi", "full_lo", "full_hi", "start_n", "s", "p", "live", "seen"),

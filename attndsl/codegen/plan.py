@@ -29,7 +29,7 @@ class Specialisation:
 
     `dtype` is the element type of q, k and v: "bf16", "fp16" or "fp32". `fast` kernels rely on facts the launcher
     checks on the host: integers fit in 32 bits, captured reads are in bounds for every pair of positions,
-    `q_offset >= 0` and divisors are positive. The other kernel relies on none of them.
+    `q_offset >= 0`, divisors are positive and so is the scale. The other kernel relies on none of them.
     """
 
     dtype: str = "bf16"
@@ -134,6 +134,11 @@ class KernelPlan:
     def index(self) -> DType:
         """The width integers are computed in."""
         return DType.I32 if self.spec.fast else DType.I64
+
+    @property
+    def scales_late(self) -> bool:
+        """Whether the scale joins the exponent: without score mods, and with a sign that keeps the maximum's place."""
+        return self.score is build.SCORE and self.spec.fast
 
     @property
     def never(self) -> bool:

@@ -55,6 +55,9 @@ class ForwardText:
     offs_dv: str
     q_load: str
     precision: str
+    scale_product: str
+    scale_maximum: str
+    to_log2: str
     widen: str
 
 
@@ -126,6 +129,9 @@ class _Forward:
             offs_dv=self._offs_dv,
             q_load=_load("q_tile", *self._d_mask("offs_d[None, :]", head_dim)),
             precision=', input_precision="ieee"' if plan.spec.dtype == "fp32" else "",
+            scale_product="" if plan.scales_late else " * sm_scale",
+            scale_maximum=" * sm_scale" if plan.scales_late else "",
+            to_log2="qk_scale" if plan.scales_late else "LOG2E",
             widen="" if plan.spec.fast else ".to(tl.int64)",
         )
 
@@ -147,7 +153,7 @@ class _Forward:
         program = print_variant(self.plan.variant).replace("\\", "\\\\").replace('"""', "'''").rstrip()
         facts = (
             "Relies on facts checked before the launch: integers fit in 32 bits, captured reads are in\n"
-            "bounds for every pair of positions, q_offset >= 0, divisors are positive."
+            "bounds for every pair of positions, q_offset >= 0, divisors and the scale are positive."
             if spec.fast
             else "Relies on no facts: 64-bit integers, floor division for any sign, captured reads clamped."
         )
@@ -186,6 +192,8 @@ class _Forward:
         yield "V += b.to(tl.int64) * stride_vb + kv_h.to(tl.int64) * stride_vh"
         yield "Out += b.to(tl.int64) * stride_ob + h.to(tl.int64) * stride_oh"
         yield "row_base = pid.to(tl.int64) // tiles * q_len"
+        if self.plan.scales_late:
+            yield "qk_scale = sm_scale * LOG2E"
         if self.plan.spec.offset_per_batch:
             yield f"q_offset = tl.load(Q_offset + b){'.to(tl.int32)' if self.plan.spec.fast else ''}"
         if not self.plan.spec.fast:

@@ -113,7 +113,7 @@ class FactBook:
             raise CallError(refusals)
         after = check_call(program, box, known, places)
         small = max(call.q_len, call.kv_len, *map(abs, offsets)) < LARGEST_FAST_LENGTH
-        return Facts(fast=small and after.fits_int32 and after.reads_in_bounds and after.nonneg)
+        return Facts(fast=small and call.scale > 0 and after.fits_int32 and after.reads_in_bounds and after.nonneg)
 
 
 def _watched(variant: Variant, call: Call) -> tuple[Tensor, ...]:
@@ -131,7 +131,7 @@ def _key(variant: Variant, call: Call, tensors: tuple[Tensor, ...]) -> Hashable 
     scalars = tuple(call.values[param.name] for param in variant.scalars)
     offset = None if isinstance(call.q_offset, Tensor) else call.q_offset
     layout = tuple((id(tensor), tuple(tensor.shape), tensor.stride()) for tensor in tensors)
-    return (call.batch, call.heads, call.q_len, call.kv_len, offset, scalars, layout, versions)
+    return (call.batch, call.heads, call.q_len, call.kv_len, call.scale > 0, offset, scalars, layout, versions)
 
 
 def _version(tensor: Tensor) -> int | None:
