@@ -14,7 +14,7 @@ REFLEXIVE = frozenset({Op.EQ, Op.LE, Op.GE})
 NEUTRAL = {Op.AND: build.TRUE, Op.OR: build.FALSE}
 ABSORBING = {Op.AND: build.FALSE, Op.OR: build.TRUE}
 
-MAX_CHAIN = 64
+MAX_CHAIN = 32
 """Terms up to which a chain of `and`s or `or`s is searched for what repeats: the search is quadratic."""
 
 
@@ -92,9 +92,10 @@ def _junction(node: Apply) -> Expr | None:
     terms, repeated = _terms(op, node)
     if len(terms) > MAX_CHAIN:
         return None
-    if any(negation(term) in terms for term in terms if not is_junction(term)):
+    opposites = {negation(term) for term in terms if not is_junction(term)}
+    if not opposites.isdisjoint(terms):
         return ABSORBING[op]
-    kept = _without_absorbed(DUAL[op], terms)
+    kept = _without_absorbed(DUAL[op], terms, opposites)
     return _joined(op, kept) if repeated or kept != list(terms) else None
 
 
@@ -117,7 +118,7 @@ def _terms(op: Op, root: Expr) -> tuple[dict[Expr, None], bool]:
     return terms, repeated
 
 
-def _without_absorbed(dual: Op, terms: dict[Expr, None]) -> list[Expr]:
+def _without_absorbed(dual: Op, terms: dict[Expr, None], opposites: set[Expr]) -> list[Expr]:
     """`x and (x or y)` is `x`; `x and (not x or y)` is `x and y`; and so with `and` and `or` exchanged."""
     kept: list[Expr] = []
     for term in terms:
@@ -125,7 +126,7 @@ def _without_absorbed(dual: Op, terms: dict[Expr, None]) -> list[Expr]:
         if not is_junction(term) or len(parts) > MAX_CHAIN:
             kept.append(term)
         elif not any(part in terms for part in parts):
-            left = [part for part in parts if is_junction(part) or negation(part) not in terms]
+            left = [part for part in parts if part not in opposites]
             kept.append(term if len(left) == len(parts) else _joined(dual, left))
     return kept
 
