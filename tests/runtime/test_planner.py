@@ -133,6 +133,22 @@ def test_named_masks_are_exact_without_looking(name: str, lengths: tuple[int, in
     assert (found == truth).all()
 
 
+@pytest.mark.parametrize("comparison", [Op.LE, Op.GE])
+def test_a_bound_known_only_as_a_range_is_neither_skipped_nor_full_too_far(comparison: Op) -> None:
+    half = op(Op.TO_INT, op(Op.MUL, op(Op.TO_FLOAT, build.Q), build.real(0.5)))
+    bound = op(Op.MIN, op(Op.MAX, half, number(40)), number(200))
+    variant = program(op(comparison, build.K, bound))
+    truth = counted(live_pairs(variant, {}, batch=1, heads=1, q_len=400, kv_len=300), (16, 16))
+    plan = plan_blocks(variant, {}, 400, 300, block=(16, 16))
+    found = plan.classes()
+    # Nothing is known between 40 and 200; outside, everything.
+    assert (found[..., 13:] == truth[..., 13:]).all()
+    assert (found[..., :2] == truth[..., :2]).all()
+    assert (found[..., 3:12] == 1).all()
+    assert not plan.tiles.exact
+    assert (plan_blocks(variant, {}, 400, 300, block=(16, 16), exact=True).classes() == truth).all()
+
+
 @pytest.mark.parametrize("block", BLOCKS)
 def test_a_butterfly_is_exact_on_aligned_lengths(block: tuple[int, int]) -> None:
     variant = program(op(Op.LE, op(Op.BIT_LENGTH, op(Op.BIT_XOR, build.Q, build.K)), number(6)))
