@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from attndsl.codegen.plan import Specialisation
 from attndsl.compiler import KERNELS, Compilation
-from attndsl.diagnostics import CallError, UnsupportedError, fail
+from attndsl.diagnostics import UnsupportedError, fail
 from attndsl.explain import explain
+from attndsl.frontend import parse
 from attndsl.frontend.bindings import Bindings
 from attndsl.frontend.tracing import trace
 from attndsl.ir.printer import print_variant
@@ -21,27 +23,14 @@ from attndsl.passes.pipeline import run_passes
 from attndsl.reference import Result, attend
 from attndsl.runtime import launch
 from attndsl.runtime.agreement import check_agreement
-from attndsl.runtime.aot import CompileReport, compile_for
-from attndsl.runtime.arguments import Call, check_call
+from attndsl.runtime.aot import CompileReport, check_target, compile_for
+from attndsl.runtime.arguments import Call, check_call, check_plan
+from attndsl.runtime.backends import Backend, backend_named, check_kernel_shape, chosen
 from attndsl.runtime.facts import FactBook
-from attndsl.runtime.interpreter import is_interpreting
 from attndsl.runtime.planner import BlockPlan, plan_blocks
+from attndsl.runtime.statistics import Aux, wanted_statistics
 
-BACKENDS = ("auto", "triton", "cpu", "reference")
-AUX = ("lse", "max_score")
-
-
-@dataclass(frozen=True, slots=True)
-class Aux:
-    """What a call returns beside the output; `None` where it was not asked for.
-
-    `lse` `(B, Hq, Nq)`, float32 (float64 from a float64 reference): natural log of the row's whole divisor, sinks
-    included. `max_score` `(B, Hq, Nq)`: the row's largest final score. Both -inf in a row without a live key
-    (with a sink, `lse` is the sink).
-    """
-
-    lse: Tensor | None = None
-    max_score: Tensor | None = None
+__all__ = ["Attention", "Aux", "attention"]
 
 
 def attention(
@@ -90,23 +79,20 @@ class Attention:
         `scale` defaults to `1/sqrt(Dk)`. `enable_gqa` lets Hkv divide Hq. `q_offset`, an int or an int tensor `(B,)`,
         is the position of the first query; positions are otherwise top-left aligned. `return_aux`: True or names of
         `lse`, `max_score`; then the result is `(out, Aux)`. `backend`: "triton" (GPU tensors, or any under
-        TRITON_INTERPRET=1), "reference" (dense), or "auto": triton where it can run, the reference on plain CPU
-        tensors. `check=True` also evaluates the reference and raises when the two differ.
+        TRITON_INTERPRET=1; forward only), "reference" (dense, differentiable), or "auto": triton for GPU tensors and
+        under TRITON_INTERPRET=1, the reference for others. `check=True` also evaluates the reference and raises when
+        the two differ.
         """
-        wanted = _wanted(return_aux)
+        wanted = wanted_statistics(return_aux)
+        asked = backend_named(backend)
         _refuse_blocks(blocks)
         call = self._checked(q, k, v, scale=scale, enable_gqa=enable_gqa, q_offset=q_offset)
+        is_dense = chosen(asked, call) is Backend.REFERENCE
         facts = self._facts.of(self._compilation.source, self._compilation.program, call)
-        if _backend(backend, q) == "reference":
-            result = self._dense(call, enable_gqa)
-            return _returned(result.out, result.lse, result.max_score, wanted)
-        rows = self._launch(call, facts.fast)
-        if check:
-            expected = self._dense(call, enable_gqa)
-            check_agreement("output", rows.out, expected.out, q.dtype)
-            if expected.lse is not None:
-                check_agreement("lse", rows.lse, expected.lse, q.dtype)
-        return _returned(rows.out, rows.lse, rows.max_score, wanted)
+        result = self._dense(call, enable_gqa) if is_dense else self._launch(call, facts.fast)
+        if check and not is_dense:
+            self._check(result, self._dense(call, enable_gqa), q.dtype)
+        return result.out if wanted is None else (result.out, wanted.of(result.lse, result.max_score))
 
     def reference(
         self,
@@ -156,8 +142,10 @@ class Attention:
         `exact` settles by evaluation the tiles that analysis leaves open.
         """
         _refuse_blocks(blocks)
-        values = self._values()
         kv_len = q_len if kv_len is None else kv_len
+        check_plan(q_len, kv_len, batch=batch, heads=heads, block=block, q_offset=q_offset)
+        values = self._values()
+        self._facts.check_mask(self._compilation.source, values, (batch, heads, q_len, kv_len), q_offset)
         return plan_blocks(
             self._compilation.program,
             values,
@@ -184,14 +172,18 @@ class Attention:
         head_dim: int = 128,
         v_head_dim: int | None = None,
     ) -> str:
-        """The emitted source of one of `kernels(target)`."""
+        """The emitted source of one of `kernels(target)`, as it is for tensors of this dtype and these head dims."""
         self.kernels(target)
         return self._compilation.kernel(kernel, _specialisation(dtype, head_dim, v_head_dim)).text
 
     def kernels(self, target: str = "triton") -> tuple[str, ...]:
         """The names of the kernels a target has."""
+        if target == "cpu":
+            message = "there are no native CPU kernels yet"
+            raise fail(UnsupportedError, "no-cpu-kernels", message, None, help='use `target="triton"`')
         if target != "triton":
-            raise fail(UnsupportedError, "unknown-target", f"there is no target `{target}`", help="use `triton`")
+            message = f"there is no target {target!r} to emit source for"
+            raise fail(UnsupportedError, "unknown-target", message, None, help='use `target="triton"`')
         return KERNELS
 
     def ir(self, after: str | None = None) -> str:
@@ -202,6 +194,7 @@ class Attention:
         self, target: str, *, dtype: torch.dtype, head_dim: int, v_head_dim: int | None = None
     ) -> CompileReport:
         """Compile ahead of time, with no GPU at hand, for `cuda:80`, `cuda:90`, `cuda:100` or `hip:gfx942`."""
+        check_target(target)
         spec = _specialisation(dtype, head_dim, v_head_dim)
         return compile_for({name: self._compilation.kernel(name, spec) for name in KERNELS}, target)
 
@@ -228,6 +221,14 @@ class Attention:
     def __repr__(self) -> str:
         return f"<attention {self.name} {self.fingerprint[:12]}>"
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Attention:
+        """The same kernels over copies of the captured tensors."""
+        return Attention(self._compilation, copy.deepcopy(self._bindings, memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles as text and values: the program that text parses to is the same one."""
+        return _from_text, (print_variant(self._compilation.source), self._bindings)
+
     def _values(self, device: torch.device | None = None) -> dict[str, int | float | Tensor]:
         """A value for every parameter, captured tensors as they are now."""
         return self._bindings.resolve(device)
@@ -243,7 +244,6 @@ class Attention:
         return check_call(self._compilation.source, self._values(device), q, k, v, **how)
 
     def _launch(self, call: Call, fast: bool) -> launch.Rows:
-        launch.check_kernel_call(call)
         spec = Specialisation(
             dtype=launch.DTYPES[call.q.dtype],
             head_dim=call.head_dim,
@@ -252,6 +252,14 @@ class Attention:
             offset_per_batch=isinstance(call.q_offset, Tensor),
         )
         return launch.forward(call, self._compilation.kernel("forward", spec))
+
+    @staticmethod
+    def _check(found: launch.Rows | Result, expected: Result, dtype: torch.dtype) -> None:
+        """Raise when what a kernel left is not what the reference says."""
+        for what in ("out", "lse", "max_score"):
+            there, wanted = getattr(found, what), getattr(expected, what)
+            if wanted is not None:
+                check_agreement(what, there, wanted, dtype)
 
     def _dense(self, call: Call, enable_gqa: bool) -> Result:
         return attend(
@@ -266,46 +274,16 @@ class Attention:
         )
 
 
-def _backend(backend: str, q: Tensor) -> str:
-    if backend not in BACKENDS:
-        known = ", ".join(f'"{name}"' for name in BACKENDS)
-        raise fail(CallError, "unknown-backend", f"there is no backend {backend!r}", None, help=f"use one of {known}")
-    if backend == "cpu":
-        raise fail(
-            UnsupportedError,
-            "no-cpu-kernels",
-            "there are no native CPU kernels yet",
-            help='use `backend="reference"`, or set TRITON_INTERPRET=1 and use `backend="triton"`',
-        )
-    if backend == "auto":
-        return "triton" if q.device.type == "cuda" or is_interpreting() else "reference"
-    return backend
+def _from_text(text: str, bindings: Bindings) -> Attention:
+    """What a pickle holds, as an attention."""
+    (variant,) = parse.parse(text, "<pickle>")
+    return Attention(Compilation(variant), bindings)
 
 
 def _with_default(param: Param, value: int | float | Tensor | None) -> Param:
     if isinstance(param, ScalarParam) and isinstance(value, int | float):
         return replace(param, default=value)
     return param
-
-
-def _wanted(return_aux: bool | Iterable[str]) -> tuple[str, ...] | None:
-    if return_aux is False or return_aux is None:
-        return None
-    names = AUX if return_aux is True else tuple(return_aux)
-    unknown = sorted(set(names) - set(AUX))
-    if unknown:
-        listed = ", ".join(f"`{name}`" for name in unknown)
-        known = ", ".join(f"`{name}`" for name in AUX)
-        raise fail(CallError, "unknown-aux", f"there is no row output {listed}", None, help=f"known are {known}")
-    return names
-
-
-def _returned(out: Tensor, lse: Tensor | None, max_score: Tensor, wanted: tuple[str, ...] | None) -> Any:
-    if wanted is None:
-        return out
-    if "lse" in wanted and lse is None:
-        raise fail(CallError, "no-lse", "this normalizer has no log-sum-exp", help="ask for `max_score` alone")
-    return out, Aux(lse if "lse" in wanted else None, max_score if "max_score" in wanted else None)
 
 
 def _refuse_blocks(blocks: Any) -> None:
@@ -320,10 +298,5 @@ def _refuse_blocks(blocks: Any) -> None:
 
 def _specialisation(dtype: torch.dtype, head_dim: int, v_head_dim: int | None) -> Specialisation:
     v_head_dim = head_dim if v_head_dim is None else v_head_dim
-    if dtype not in launch.DTYPES:
-        known = ", ".join(str(known) for known in launch.DTYPES)
-        raise fail(UnsupportedError, "kernel-dtype", f"kernels take {known}, got {dtype}")
-    if not (1 <= head_dim <= launch.MAX_HEAD_DIM and 1 <= v_head_dim <= launch.MAX_HEAD_DIM):
-        message = f"kernels take head dims from 1 to {launch.MAX_HEAD_DIM}, got {head_dim} and {v_head_dim}"
-        raise fail(UnsupportedError, "kernel-head-dim", message)
+    check_kernel_shape(dtype, head_dim, v_head_dim)
     return Specialisation(launch.DTYPES[dtype], head_dim, v_head_dim)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
+from numbers import Integral, Real
 from os import PathLike
 from typing import Any
 
@@ -13,6 +15,8 @@ from attndsl.compiler import Compilation
 from attndsl.diagnostics import CallError, ProgramError, Reporter, fail
 from attndsl.frontend import parse as text
 from attndsl.frontend.bindings import Bindings, Bound, Leaf, kind_of
+from attndsl.ir.printer import print_variant
+from attndsl.ir.types import DType
 from attndsl.ir.variant import Param, ScalarParam, TensorParam, Variant
 
 
@@ -27,8 +31,9 @@ class Declaration(Attention):
         super().__init__(Compilation(variant), Bindings())
 
     def __call__(self, *args: Any, **values: Any) -> Any:
-        if args:
-            return self.bind()(*args, **values)
+        names = {param.name for param in self._compilation.source.params}
+        if args or {"q", "k", "v"} <= values.keys() - names:
+            return self._with_defaults(*args, **values)
         return self.bind(**values)
 
     def bind(self, **values: Any) -> Attention:
@@ -46,8 +51,20 @@ class Declaration(Attention):
         captured = {name: value for name, value in bound.items() if value is not None}
         return Attention(self._compilation, Bindings(captured, {}, tuple(known)))
 
+    @cached_property
+    def _with_defaults(self) -> Attention:
+        """What a declaration is called as: one attention, so that what it learns of calls is kept."""
+        return self.bind()
+
     def _values(self, device: Any = None) -> dict[str, Any]:
-        return self.bind()._values(device)
+        return self._with_defaults._values(device)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Declaration:
+        """Itself: it holds no values."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _from_text, (print_variant(self._compilation.source),)
 
 
 class Namespace:
@@ -91,37 +108,43 @@ def parse(source: str, name: str = "<text>") -> Namespace:
     return Namespace(text.parse(source, name), name)
 
 
+def _from_text(declared: str) -> Declaration:
+    """What a pickle holds, as a declaration."""
+    (variant,) = text.parse(declared, "<pickle>")
+    return Declaration(variant)
+
+
 def _bound(param: Param, value: Any, reporter: Reporter) -> Bound | None:
     """A value in the place of a parameter; reports one that is missing or does not fit."""
     if value is None and isinstance(param, ScalarParam):
         value = param.default
     if value is None:
-        reporter.error(
-            "missing-parameter", f"`{param.name}` has no value", help=f"pass `{param.name}={_wanted(param)}`"
-        )
+        message = f"`{param.name}` has no value"
+        reporter.error("missing-parameter", message, help=f"pass `{param.name}=...`, {_wanted(param)}")
         return None
     if not _fits(param, value):
-        reporter.error("parameter-type", f"`{param.name}` wants {_wanted(param)}, got {_described(value)}")
+        reporter.error("parameter-type", f"`{param.name}` is {_wanted(param)}, got {_described(value)}")
         return None
-    if isinstance(param, ScalarParam) and param.dtype.is_float:
-        value = float(value)
+    if isinstance(param, ScalarParam):
+        value = float(value) if param.dtype.is_float else int(value)
     return Bound(value, param.dtype, Leaf())
 
 
 def _fits(param: Param, value: Any) -> bool:
     if isinstance(param, TensorParam):
         return isinstance(value, Tensor) and kind_of(value) is param.dtype and value.dim() == param.rank
-    accepted = (int, float) if param.dtype.is_float else int
-    return isinstance(value, accepted) and not isinstance(value, bool)
+    return isinstance(value, Real if param.dtype.is_float else Integral) and not isinstance(value, bool)
 
 
 def _wanted(param: Param) -> str:
     if isinstance(param, ScalarParam):
-        return f"<{param.dtype.word}>"
-    return f"<{param.dtype.word} tensor [{', '.join(param.dims)}]>"
+        return "an int" if param.dtype.is_int else "a float"
+    kind = {DType.F32: "a float", DType.I64: "an int", DType.BOOL: "a bool"}[param.dtype]
+    dims = f"[{', '.join(param.dims)}]" if param.dims else "without dimensions"
+    return f"{kind} tensor {dims}"
 
 
 def _described(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of dtype {value.dtype} and shape {tuple(value.shape)}"
-    return f"a {type(value).__name__}"
+    return f"a value of type {type(value).__name__}"

@@ -60,12 +60,20 @@ class CompileReport:
         return "\n".join(rows)
 
 
+def check_target(target: str) -> None:
+    """Whether kernels can be compiled for a target."""
+    listed = ", ".join(f'"{known}"' for known in TARGETS)
+    if target == "cpu":
+        message = "there are no native CPU kernels yet"
+        raise fail(UnsupportedError, "no-cpu-kernels", message, None, help=f"use one of {listed}")
+    if target not in TARGETS:
+        message = f"there is no target {target!r} to compile for"
+        raise fail(UnsupportedError, "unknown-target", message, None, help=f"use one of {listed}")
+
+
 def compile_for(emitted: Mapping[str, Emitted], target: str) -> CompileReport:
-    """Compile kernels, by name, for a target of the form `cuda:90` or `hip:gfx942`."""
+    """Compile kernels, by name, for one of `TARGETS`."""
     backend, _, arch = target.partition(":")
-    if re.fullmatch(r"cuda:\d{2,3}|hip:gfx[0-9a-f]+", target) is None:
-        listed = ", ".join(f"`{known}`" for known in TARGETS)
-        raise fail(UnsupportedError, "unknown-target", f"there is no target `{target}`", None, help=f"use {listed}")
     return CompileReport(target, tuple(_report(name, kernel, backend, arch) for name, kernel in emitted.items()))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from attndsl.ir.variant import TensorParam, Variant
 Value = int | float | Tensor
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INT31 = 2**31 - 1
+LARGEST_OFFSET = 2**62
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,31 @@ def check_call(
         check_capture(reporter, variant, param, values[param.name], q.device)
     reporter.check()
     default = 1.0 / math.sqrt(q.shape[3]) if q.shape[3] else 1.0
-    return Call(q, k, v, default if scale is None else float(scale), q_offset, values)
+    offset = q_offset if isinstance(q_offset, Tensor) else int(q_offset)
+    return Call(q, k, v, default if scale is None else float(scale), offset, values)
+
+
+def check_plan(q_len: Any, kv_len: Any, *, batch: Any, heads: Any, block: Any, q_offset: Any) -> None:
+    """The arguments of a plan, or a `CallError` with everything that does not fit."""
+    reporter = Reporter(CallError)
+    sizes = {"q_len": q_len, "kv_len": kv_len, "batch": batch, "heads": heads}
+    for name, size in sizes.items():
+        if not is_integer(size) or not 0 <= size <= INT31:
+            reporter.error("bad-length", f"`{name}` is {size!r}, expected an int from 0 to {INT31}")
+    is_pair = isinstance(block, tuple | list) and len(block) == 2
+    if not is_pair or not all(is_integer(side) and side > 0 for side in block):
+        message = f"`block` is {block!r}, expected (queries, keys), two positive ints"
+        reporter.error("bad-block", message, help="for example `block=(128, 64)`")
+    if not isinstance(q_offset, Tensor):
+        _check_number_offset(reporter, q_offset)
+    elif is_integer(batch):
+        _check_offset_tensor(reporter, q_offset, batch)
+    reporter.check()
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a value is an integer number, Python's or numpy's; a bool is not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _check_tensors(reporter: Reporter, q: Any, k: Any, v: Any) -> None:
@@ -141,24 +167,34 @@ def _check_shapes(reporter: Reporter, q: Tensor, k: Tensor, v: Tensor, enable_gq
 
 
 def _check_scale(reporter: Reporter, scale: Any) -> None:
-    if scale is None or (isinstance(scale, int | float) and math.isfinite(scale)):
+    if scale is None or (isinstance(scale, Real) and not isinstance(scale, bool) and math.isfinite(scale)):
         return
-    reporter.error("bad-scale", f"`scale` is {scale!r}, expected a finite number")
+    help_ = "pass `float(scale)`; a learnt scale goes into a score mod" if isinstance(scale, Tensor) else None
+    reporter.error("bad-scale", f"`scale` is {scale!r}, expected a finite number", help=help_)
 
 
 def _check_offset(reporter: Reporter, q: Tensor, q_offset: Any) -> None:
-    if isinstance(q_offset, int) and not isinstance(q_offset, bool):
-        if abs(q_offset) > 2**62:
-            reporter.error("offset-too-large", f"`q_offset` is {q_offset}, beyond 2**62")
-        return
     if not isinstance(q_offset, Tensor):
-        reporter.error("bad-offset", f"`q_offset` is a {type(q_offset).__name__}, expected an int or an int tensor")
+        _check_number_offset(reporter, q_offset)
         return
-    if q_offset.is_floating_point() or q_offset.dtype is torch.bool or q_offset.shape != (q.shape[0],):
-        found = f"dtype {q_offset.dtype}, shape {tuple(q_offset.shape)}"
-        reporter.error("bad-offset", f"`q_offset` has {found}, expected integers of shape ({q.shape[0]},)")
-    elif q_offset.device != q.device:
-        reporter.error("mixed-devices", f"`q_offset` is on {q_offset.device}, q on {q.device}")
+    _check_offset_tensor(reporter, q_offset, q.shape[0])
+    if q_offset.device != q.device:
+        help_ = f"move it: `q_offset.to({str(q.device)!r})`"
+        reporter.error("mixed-devices", f"`q_offset` is on {q_offset.device}, q on {q.device}", help=help_)
+
+
+def _check_number_offset(reporter: Reporter, q_offset: Any) -> None:
+    if not is_integer(q_offset):
+        found = type(q_offset).__name__
+        reporter.error("bad-offset", f"`q_offset` is of type {found}, expected an int or an int tensor")
+    elif abs(q_offset) > LARGEST_OFFSET:
+        reporter.error("offset-too-large", f"`q_offset` is {q_offset}, beyond 2**62")
+
+
+def _check_offset_tensor(reporter: Reporter, q_offset: Tensor, batch: int) -> None:
+    if kind_of(q_offset.dtype) is not DType.I64 or q_offset.shape != (batch,):
+        found = f"dtype {q_offset.dtype} and shape {tuple(q_offset.shape)}"
+        reporter.error("bad-offset", f"`q_offset` has {found}, expected one integer for each of {batch} batches")
 
 
 def check_capture(reporter: Reporter, variant: Variant, param: TensorParam, value: Value, device: torch.device) -> None:

@@ -9,16 +9,19 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from attndsl.analysis.intervals import Known
-from attndsl.analysis.obligations import call_box, check_call
+from attndsl.analysis.obligations import Obligation, call_box, check_call
 from attndsl.analysis.summaries import Summary
 from attndsl.diagnostics import CallError, fail
+from attndsl.ir import build
+from attndsl.ir.nodes import Load, postorder
 from attndsl.ir.variant import Variant
 from attndsl.runtime.arguments import Call
 from attndsl.runtime.checks import settle
@@ -38,8 +41,17 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    tensors: tuple[weakref.ref[Tensor], ...]
+    """Facts with the tensors they were learnt from and their versions then; `floats`: values of float ones too."""
+
     facts: Facts
+    floats: bool
+    tensors: tuple[weakref.ref[Tensor], ...]
+    versions: tuple[Hashable, ...]
+
+    def stands(self, tensors: tuple[Tensor, ...]) -> bool:
+        """Whether these are the same tensors, unchanged."""
+        same = all(ref() is tensor for ref, tensor in zip(self.tensors, tensors, strict=True))
+        return same and self.versions == tuple(map(_version, tensors))
 
 
 class FactBook:
@@ -56,17 +68,32 @@ class FactBook:
 
     def of(self, source: Variant, program: Variant, call: Call) -> Facts:
         """The facts of a call; `source` decides what is an error, `program` (after the passes) what is fast."""
-        tensors = _watched(source, call)
-        key = _key(source, call, tensors)
-        entry = None if key is None else self._facts.get(key)
-        if entry is not None and all(ref() is tensor for ref, tensor in zip(entry.tensors, tensors, strict=True)):
+        key = _key(source, call)
+        entry = self._facts.get(key)
+        if entry is not None and entry.stands(_watched(source, call, entry.floats)):
             return entry.facts
-        facts = self._learn(source, program, call)
-        if key is not None:
-            self._facts[key] = _Entry(tuple(map(weakref.ref, tensors)), facts)
+        facts, floats = self._learn(source, program, call)
+        tensors = _watched(source, call, floats)
+        versions = tuple(map(_version, tensors))
+        if None not in versions:
+            self._facts[key] = _Entry(facts, floats, tuple(map(weakref.ref, tensors)), versions)
             while len(self._facts) > REMEMBERED:
                 self._facts.popitem(last=False)
         return facts
+
+    def check_mask(
+        self,
+        source: Variant,
+        values: dict[str, int | float | Tensor],
+        sizes: tuple[int, int, int, int],
+        q_offset: int | Tensor,
+    ) -> None:
+        """Refuse (batch, heads, q_len, kv_len) on which the mask provably has no meaning; scores are left alone."""
+        mask = replace(source, score=build.SCORE, normalizer=build.SCORE, weight=build.WEIGHT)
+        box = call_box(*sizes, _offset_range(q_offset))
+        refusals = check_call(mask, box, self.known(source, values), layouts(source, values)).refusals
+        if refusals:
+            raise CallError(refusals)
 
     def known(self, variant: Variant, values: dict[str, int | float | Tensor]) -> Known:
         """What analysis may know of the values, summaries remembered by tensor version."""
@@ -89,7 +116,8 @@ class FactBook:
             self._summaries[tensor] = (version, summary)
         return summary
 
-    def _learn(self, source: Variant, program: Variant, call: Call) -> Facts:
+    def _learn(self, source: Variant, program: Variant, call: Call) -> tuple[Facts, bool]:
+        """The facts, and whether the values of float tensors had a part in them."""
         values = dict(call.values)
         known = self.known(source, values)
         offsets = _offset_range(call.q_offset)
@@ -113,30 +141,35 @@ class FactBook:
             raise CallError(refusals)
         after = check_call(program, box, known, places)
         small = max(call.q_len, call.kv_len, *map(abs, offsets)) < LARGEST_FAST_LENGTH
-        return Facts(fast=small and call.scale > 0 and after.fits_int32 and after.reads_in_bounds and after.nonneg)
+        fast = small and call.scale > 0 and after.fits_int32 and after.reads_in_bounds and after.nonneg
+        return Facts(fast), any(map(_reads_floats, verdict.undecided))
 
 
-def _watched(variant: Variant, call: Call) -> tuple[Tensor, ...]:
-    """The tensors whose values or layouts facts are learnt from."""
-    captured = (call.values[param.name] for param in variant.tensors)
+def _reads_floats(obligation: Obligation) -> bool:
+    """Whether the elements of a float tensor decide where an obligation is reached."""
+    nodes = postorder(obligation.violation, *chain.from_iterable(obligation.reached))
+    return any(isinstance(node, Load) and node.dtype.is_float for node in nodes)
+
+
+def _watched(variant: Variant, call: Call, floats: bool) -> tuple[Tensor, ...]:
+    """The tensors whose values facts are learnt from: float ones only where `floats` says so."""
+    captured = (call.values[param.name] for param in variant.tensors if floats or not param.dtype.is_float)
     offset = (call.q_offset,) if isinstance(call.q_offset, Tensor) else ()
     return tuple(tensor for tensor in (*captured, *offset) if isinstance(tensor, Tensor))
 
 
-def _key(variant: Variant, call: Call, tensors: tuple[Tensor, ...]) -> Hashable | None:
-    """What facts depend on; none where a tensor keeps no version."""
-    versions = tuple(map(_version, tensors))
-    if None in versions:
-        return None
+def _key(variant: Variant, call: Call) -> Hashable:
+    """What facts depend on beside the values of tensors."""
     scalars = tuple(call.values[param.name] for param in variant.scalars)
     offset = None if isinstance(call.q_offset, Tensor) else call.q_offset
-    layout = tuple((id(tensor), tuple(tensor.shape), tensor.stride()) for tensor in tensors)
-    return (call.batch, call.heads, call.q_len, call.kv_len, call.scale > 0, offset, scalars, layout, versions)
+    shapes = tuple((layout.shape, layout.strides) for layout in layouts(variant, call.values).values())
+    which = tuple(map(id, _watched(variant, call, floats=False)))
+    return (call.batch, call.heads, call.q_len, call.kv_len, call.scale > 0, offset, scalars, shapes, which)
 
 
-def _version(tensor: Tensor) -> int | None:
-    """The version counter; inference tensors keep none."""
-    return None if tensor.is_inference() else tensor._version
+def _version(tensor: Tensor) -> Hashable | None:
+    """Changes with every write torch sees, and when `.data` is swapped; inference tensors keep none."""
+    return None if tensor.is_inference() else (tensor._version, tensor.data_ptr())
 
 
 def _offset_range(q_offset: int | Tensor) -> tuple[int, int]:

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from attndsl.codegen.plan import Emitted, KernelPlan, padded
-from attndsl.diagnostics import Reporter, UnsupportedError
 from attndsl.ir.variant import TensorParam
 from attndsl.runtime.arguments import Call
-from attndsl.runtime.interpreter import is_interpreting, widen_bfloat16_products
+from attndsl.runtime.interpreter import widen_bfloat16_products
 from attndsl.runtime.store import load_module
 from attndsl.runtime.tiles import INTERPRETER, TileShape, default_tile, family_of
 
@@ -28,22 +27,6 @@ class Rows:
     out: Tensor
     lse: Tensor
     max_score: Tensor
-
-
-def check_kernel_call(call: Call) -> None:
-    """Whether a kernel can take the call at all; every reason is listed."""
-    reporter = Reporter(UnsupportedError)
-    help_ = 'call it with `backend="reference"`'
-    if call.q.dtype not in DTYPES:
-        reporter.error("kernel-dtype", f"kernels take fp32, fp16 and bf16, got {call.q.dtype}", help=help_)
-    if max(call.head_dim, call.v_head_dim) > MAX_HEAD_DIM:
-        message = f"kernels take head dims up to {MAX_HEAD_DIM}, got {call.head_dim} and {call.v_head_dim}"
-        reporter.error("kernel-head-dim", message, help=help_)
-    if call.q.device.type != "cuda" and not is_interpreting():
-        message = f"Triton kernels run on GPU tensors, got {call.q.device}"
-        interpreter = "or set TRITON_INTERPRET=1 before torch and triton are imported to interpret them on the CPU"
-        reporter.error("kernel-device", message, None, help=f"{help_}, {interpreter}")
-    reporter.check()
 
 
 def allocate(call: Call) -> Rows:
