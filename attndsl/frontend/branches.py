@@ -13,6 +13,7 @@ from attndsl.diagnostics import Span
 from attndsl.frontend.spans import node_of, node_span, opcode_of, span_of
 
 WHERE = "both branches are computed for every pair: write `ad.where(condition, a, b)`"
+NO_LOOPS = "a variant has no loops over coordinates; use arithmetic, or capture a table"
 CASTS = frozenset({"int", "float", "bool"})
 NEAREST = {"min": "ad.minimum", "max": "ad.maximum"}
 
@@ -28,6 +29,8 @@ def explain(frame: FrameType | None) -> tuple[str, Span | None, str]:
         return what, span, help_
     if isinstance(node, ast.Expr):
         node = node.value
+    if isinstance(parent, ast.BoolOp):  # the first operand of `and` decides whether the second is looked at
+        node, span = parent, node_span(span.source, parent) or span
     if isinstance(node, ast.If | ast.While | ast.Assert | ast.IfExp):
         node, parent = node.test, node
         span = node_span(span.source, node) or span
@@ -39,6 +42,8 @@ def _by_syntax(node: ast.AST, parent: ast.AST | None) -> tuple[str, str]:
     match node:
         case ast.Compare(ops=[ast.In() | ast.NotIn()]):
             return "`in`", "compare with each: `(x == a) | (x == b)`"
+        case ast.Compare(ops=[_, _, *_]) if any(map(_is_bitwise, node.comparators)):
+            return "a chained comparison", "`&` and `|` bind tighter than comparisons: put each one in parentheses"
         case ast.Compare(ops=[_, _, *_]):
             return "a chained comparison", f"write `{_unchained(node)}`"
         case ast.BoolOp(op=ast.And()):
@@ -52,11 +57,20 @@ def _by_syntax(node: ast.AST, parent: ast.AST | None) -> tuple[str, str]:
         case ast.Subscript():
             return "indexing a Python sequence", "make it a tensor: `torch.tensor(values)[index]`"
         case ast.For() | ast.comprehension() | ast.ListComp() | ast.GeneratorExp() | ast.SetComp() | ast.DictComp():
-            return "a loop", "a variant has no loops over coordinates; use arithmetic, or capture a table"
-    if isinstance(parent, ast.For | ast.comprehension):
-        return "a loop", "a variant has no loops over coordinates; use arithmetic, or capture a table"
-    words = {ast.If: "`if`", ast.While: "`while`", ast.Assert: "`assert`", ast.IfExp: "a conditional expression"}
-    return words.get(type(parent), "Python code"), WHERE
+            return "a loop", NO_LOOPS
+    match parent:
+        case ast.For() | ast.comprehension():
+            return "a loop", NO_LOOPS
+        case ast.While():
+            return "`while`", NO_LOOPS
+        case ast.If():
+            return "`if`", WHERE
+        case ast.IfExp():
+            return "a conditional expression", WHERE
+        case ast.Assert():
+            return "`assert`", "leave it out, or check parameters where the variant is made"
+        case _:
+            return "Python code", WHERE
 
 
 def _by_call(call: ast.Call) -> tuple[str, str]:
@@ -64,14 +78,26 @@ def _by_call(call: ast.Call) -> tuple[str, str]:
     what = f"`{name}(...)`"
     args = ", ".join(map(ast.unparse, call.args))
     if name in CASTS:
-        return what, f"write `ad.to_{name}({args})`"
+        return what, f"write `{_receiver(call)}.{name}()`"
     if name in NEAREST:
         return what, f"write `{NEAREST[name]}({args})`"
     if name.startswith("math."):
         return what, f"write `ad.{name.removeprefix('math.')}({args})`, or compute it with torch"
     if name == "range":
-        return what, "a variant has no loops over coordinates; use arithmetic, or capture a table"
+        return what, NO_LOOPS
+    if name in ("any", "all"):
+        return what, f"join the conditions with `{'|' if name == 'any' else '&'}`"
     return what, "use the functions of `ad` and of torch, which take symbols"
+
+
+def _receiver(call: ast.Call) -> str:
+    operand = call.args[0] if call.args else call
+    text = ast.unparse(operand)
+    return text if isinstance(operand, ast.Name | ast.Call | ast.Subscript | ast.Attribute) else f"({text})"
+
+
+def _is_bitwise(node: ast.expr) -> bool:
+    return isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitAnd | ast.BitOr)
 
 
 def _unchained(node: ast.Compare) -> str:

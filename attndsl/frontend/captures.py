@@ -13,7 +13,7 @@ import torch
 
 from attndsl.diagnostics import ProgramError, fail
 from attndsl.frontend.bindings import Bindings, Bound, Leaf, Recipe, Value, kind_of, nested
-from attndsl.frontend.names import distinct, fresh, identifier
+from attndsl.frontend.names import distinct, fresh, identifier, part_of_name
 from attndsl.ir.nodes import Coord, Expr
 from attndsl.ir.types import Coordinate, DType
 from attndsl.ir.variant import Param, ScalarParam, TensorParam
@@ -176,7 +176,7 @@ class Captures:
         return {one.label: names[one] for one in wanted}, tuple(one.param(names[one]) for one in wanted), bindings
 
     def _add(self, key: Hashable, name: str, mod: str | None, value: Value, dtype: DType) -> Captured:
-        name, mod = identifier(name), identifier(mod) if mod is not None else None
+        name, mod = identifier(name), part_of_name(mod) if mod is not None else None
         label = fresh(name, {captured.label for captured in self._by_key.values()})
         captured = Captured(key, name, mod, value, dtype, label)
         if isinstance(value, torch.Tensor):

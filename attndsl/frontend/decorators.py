@@ -100,7 +100,8 @@ class Mod:
             raise fail(ProgramError, "missing-coordinate", f"`{self.__name__}` needs {listed}", help=self._usage())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        coordinates = {name: value for name, value in kwargs.items() if name in self.order}
+        known = set(self.stage.known) - self.signature.defaults.keys()
+        coordinates = {name: value for name, value in kwargs.items() if name in known}
         parameters = {name: value for name, value in kwargs.items() if name not in coordinates}
         if not args and not coordinates:
             return self.bind(**parameters) if parameters else self
@@ -278,7 +279,7 @@ def _unfit(mod: str, name: str, value: Any) -> Diagnostic | None:
     is_array = type(value).__module__.partition(".")[0] == "numpy" and getattr(value, "ndim", 0) > 0
     if not is_array and not (isinstance(value, list | tuple) and not any(callable(item) for item in value)):
         return None
-    message = f"`{name}` of `{mod}` is a {type(value).__name__}"
+    message = f"`{name}` of `{mod}` is of type {type(value).__name__}"
     help_ = f"index a tensor instead: `{mod}({name}=torch.as_tensor(...))`"
     return Diagnostic("parameter-type", message, help=help_)
 

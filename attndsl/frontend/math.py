@@ -59,9 +59,6 @@ floor = _elementwise("floor", torch.floor, "The largest whole number not above x
 ceil = _elementwise("ceil", torch.ceil, "The smallest whole number not below x, as a float.")
 round = _elementwise("round", torch.round, "The nearest whole number as a float, halves to even.")
 abs = _function("abs", torch.abs, math.fabs, "The distance from zero.")
-to_int = _function("int", torch.Tensor.long, int, "The number without its fraction; a bool as 0 or 1.")
-to_float = _function("float", torch.Tensor.float, float, "The number as a float; a bool as 0 or 1.")
-to_bool = _function("bool", torch.Tensor.bool, bool, "Whether the number is not zero.")
 
 
 def bit_length(x: Any) -> Any:
@@ -117,7 +114,7 @@ def _row(reduction: Reduction, x: Any) -> Symbol:
         return x.recorder.row(reduction.value, x)
     message = f"`{reduction.value}` is a statistic of a row of scores, got {type(x).__name__}"
     help_ = "use it in a function under `@ad.normalizer`, on `score` or what is computed from it"
-    raise fail(ProgramError, "row-outside-normalizer", message, help=help_)
+    raise fail(ProgramError, "wrong-stage", message, help=help_)
 
 
 def _extreme(

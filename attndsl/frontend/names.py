@@ -28,10 +28,14 @@ RESERVED = LANGUAGE | set(keyword.kwlist) | set(keyword.softkwlist) | {"tl", "tr
 
 def identifier(name: str) -> str:
     """The nearest legal name: other characters become `_`, a reserved word gets one at its end."""
-    legal = re.sub(r"\W", "_", name, flags=re.ASCII).strip("_") or "value"
-    if legal[0].isdigit():
-        legal = f"_{legal}"
+    legal = part_of_name(name)
     return f"{legal}_" if legal in RESERVED else legal
+
+
+def part_of_name(name: str) -> str:
+    """The nearest text that can begin a name."""
+    legal = re.sub(r"\W", "_", name, flags=re.ASCII).strip("_") or "value"
+    return f"_{legal}" if legal[0].isdigit() else legal
 
 
 def distinct(wanted: Sequence[tuple[str, str | None]]) -> list[str]:

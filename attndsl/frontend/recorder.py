@@ -14,7 +14,6 @@ from types import CodeType, FrameType
 from typing import Any, NoReturn
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from attndsl.diagnostics import ProgramError, Span
 from attndsl.frontend.branches import explain
@@ -22,49 +21,16 @@ from attndsl.frontend.builder import INT64, Builder
 from attndsl.frontend.captures import Captured, Captures, tensors_in
 from attndsl.frontend.closures import Rebuilder
 from attndsl.frontend.decorators import CombinedMask, Mod, invoke
-from attndsl.frontend.signatures import LENGTHS, Stage
-from attndsl.frontend.spans import segment_of, span_of, user_frame
-from attndsl.frontend.symbols import ANYWHERE, Symbol, symbols_in
+from attndsl.frontend.dispatch import METADATA, PLACES, SIZES, is_in_place, name_of_function, without_place
+from attndsl.frontend.indexing import entries, is_full, is_static, static_part, waiting_part
+from attndsl.frontend.signatures import LENGTHS, Stage, code_of
+from attndsl.frontend.spans import definition_span, segment_of, span_of, user_frame
+from attndsl.frontend.symbols import Symbol, symbols_in
 from attndsl.frontend.torch_functions import TORCH
 from attndsl.ir import build
 from attndsl.ir.nodes import Apply, Const, Expr, Scalar, postorder
 from attndsl.ir.types import Coordinate, Reduction
 from attndsl.ir.variant import TensorParam
-
-METADATA = frozenset(
-    [
-        "dtype",
-        "device",
-        "layout",
-        "ndim",
-        "requires_grad",
-        "is_cuda",
-        "is_cpu",
-        "is_leaf",
-        "is_sparse",
-        "names",
-        "dim",
-        "ndimension",
-        "is_floating_point",
-        "is_complex",
-        "is_signed",
-        "is_contiguous",
-        "get_device",
-        "element_size",
-        "itemsize",
-        "is_inference",
-        "__repr__",
-        "__format__",
-        "__hash__",
-        "data_ptr",
-        "_version",
-        "is_meta",
-        "is_nested",
-        "is_quantized",
-        "__deepcopy__",
-    ]
-)
-SIZES = frozenset(["shape", "size", "numel", "nelement", "stride", "__len__", "nbytes"])
 
 
 class NeedsValue(BaseException):
@@ -118,15 +84,28 @@ class TraceRecorder:
 
     def mask_part(self, part: Mod, values: Mapping[str, Any]) -> Symbol:
         """A part of combined masks; that it is a condition is checked where its name is known."""
-        return Symbol(self, self.builder.mask(self.result(part, self._evaluate(part, values))))
+        return Symbol(self, self.finished(part, self._evaluate(part, values)))
 
-    def result(self, mod: Mod, value: Any) -> Expr:
+    def finished(self, mod: Mod, value: Any) -> Expr:
+        """What a mod of a stage returned, as that stage wants it."""
+        node = self._result(mod, value)
+        spans = self.builder.origins.of(node)
+        code = code_of(mod.function)
+        # The place it was written at last is the mod's own; a bare argument was written nowhere.
+        span = spans[-1] if spans else definition_span(code) if code is not None else None
+        if mod.stage is Stage.MASK:
+            return self.builder.mask(node, span)
+        return self.builder.score(node, span, mod.stage.value)
+
+    def _result(self, mod: Mod, value: Any) -> Expr:
         """What a mod returned as a node."""
         converted = self._operand(value)
         if converted is not None:
             return converted
         got = "nothing" if value is None else f"a value of type {type(value).__name__}"
         help_ = "end it with `return`" if value is None else "return what was computed from its arguments"
+        if isinstance(value, Mod):
+            help_ = f"it makes a {value.stage.decorator}: call it first, `{mod.__name__}()`"
         self.builder.reporter.error("mod-result", f"`{mod.__name__}` returned {got}", help=help_)
         return build.TRUE if mod.stage is Stage.MASK else build.real(0.0)
 
@@ -181,9 +160,9 @@ class TraceRecorder:
         """A row statistic, which only a normalizer has."""
         operands = self._required((operand,), name)
         if self.stage is not Stage.NORMALIZER:
-            message = f"`{name}` is used in a {self.stage.value} mod"
-            help_ = "write a normalizer: `@ad.normalizer`, `def weights(score): ...`"
-            self.builder.reporter.error("row-outside-normalizer", message, self._span(), help=help_)
+            message = f"a {self.stage.value} has no `{name}`"
+            help_ = "use it in a normalizer: `@ad.normalizer`, `def weights(score): ...`"
+            self.builder.reporter.error("wrong-stage", message, self._span(), help=help_)
             return Symbol(self, build.real(0.0))
         return self._record(lambda span: self.builder.row(Reduction(name), operands[0], span), operands)
 
@@ -201,7 +180,8 @@ class TraceRecorder:
             return torch.Size(())
         self.captures.reads_shape(symbol.held.captured)
         value = symbol.held.captured.value
-        sizes = value.shape if isinstance(value, torch.Tensor) else ()
+        with torch._C.DisableTorchFunction():
+            sizes = value.shape if isinstance(value, torch.Tensor) else ()
         return torch.Size(size for size, index in zip(sizes, symbol.held.indices, strict=True) if index is None)
 
     def literal_on_the_left(self) -> bool:
@@ -237,8 +217,8 @@ class TraceRecorder:
 
     def torch_function(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """A torch function, called with a symbol or with tensors alone."""
-        name = _name(function)
-        args, kwargs = _anywhere(args), {key: value for key, value in kwargs.items() if value != ANYWHERE}
+        name = name_of_function(function)
+        args, kwargs = without_place(args, kwargs)
         if next(symbols_in((args, kwargs)), None) is None:
             return self._on_tensors(name, function, args, kwargs)
         if name == "__getitem__":
@@ -247,14 +227,17 @@ class TraceRecorder:
         return self._on_symbols(key, f"torch.{name}", function, args, kwargs)
 
     def _on_symbols(self, key: str, title: str, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        if _is_in_place(key, kwargs):
+        if is_in_place(key, kwargs):
             self._stop_in_place(title)
         reason = "it has no meaning for one pair of a query and a key"
         if key in TORCH:
             try:
-                return TORCH[key](self, *args, **kwargs)
-            except TypeError as error:
-                reason = str(error)
+                result = self.captures.made(TORCH[key](self, *args, **kwargs))
+            except TypeError:
+                result = NotImplemented
+            if result is not NotImplemented:
+                return result
+            reason = "these arguments mean nothing for one pair of a query and a key"
         self._fix([self.expression(symbol) for symbol in symbols_in((args, kwargs))])
         help_ = "use elementwise functions, `ad.row_max` and `ad.row_sum` in normalizers, or index a table"
         message = f"`{title}` cannot be traced with these arguments"
@@ -271,9 +254,9 @@ class TraceRecorder:
             return function(*args, **kwargs)
         if not captured:
             return self.captures.made(function(*args, **kwargs) if args or kwargs else function())
-        if _is_in_place(name, kwargs):
+        if is_in_place(name, kwargs):
             self._stop_in_place(name)
-        if name in ("to", "cuda", "cpu") and len(args) == 1 and not kwargs:
+        if name in PLACES and len(args) == 1 and not kwargs:
             return args[0]  # `.to(score.device)`: every symbol is wherever the call runs
         with torch.no_grad():
             result = function(*args, **kwargs)
@@ -292,12 +275,11 @@ class TraceRecorder:
         else:
             captured = self.captures.of(target, self._find_name)
             indices = (None,) * target.ndim
-        given = list(index) if isinstance(index, tuple) else [index]
         open_count = indices.count(None)
-        given = _without_ellipsis(given, open_count)
-        if not isinstance(target, Symbol):
-            target, given = self._sliced(target, given)
-            captured = self.captures.of(target, self._find_name)
+        given = entries(index, open_count)
+        if not isinstance(target, Symbol) and any(map(is_static, given)) and len(given) <= open_count:
+            part = self._on_tensors("__getitem__", torch.Tensor.__getitem__, (target, static_part(given)), {})
+            return self.index(part, tuple(waiting_part(given)))
         nodes = [self._index(item) for item in given]
         if len(given) > open_count:
             return Symbol(self, self._load(captured, [node or build.integer(0) for node in nodes]))
@@ -309,8 +291,10 @@ class TraceRecorder:
         return Symbol(self, Rows(captured, indices))
 
     def _index(self, item: Any) -> Expr | None:
-        if isinstance(item, slice) and item == slice(None):
+        if is_full(item):
             return None
+        if isinstance(item, slice):
+            self._fix([self.expression(symbol) for symbol in symbols_in(item)])
         node = None if isinstance(item, bool | slice) or item is None else self._operand(item)
         if node is None:
             help_ = (
@@ -321,23 +305,9 @@ class TraceRecorder:
         return node
 
     def _index_value(self, target: Symbol, index: Any) -> Symbol:
-        if index in ((), ...):
+        if index is Ellipsis or (isinstance(index, tuple) and not index):
             return target
         return self._stop("index-of-value", "a single value is indexed", self._span(), help="use it without an index")
-
-    def _sliced(self, target: torch.Tensor, given: list[Any]) -> tuple[torch.Tensor, list[Any]]:
-        """Slices with bounds and negative numbers, which mean something only with the sizes, are torch's to apply."""
-        static = [_is_static(item) for item in given]
-        if len(given) > target.ndim or not any(static):
-            return target, given
-        index = tuple(item if fixed else slice(None) for item, fixed in zip(given, static, strict=True))
-        result = self._on_tensors("__getitem__", torch.Tensor.__getitem__, (target, index), {})
-        left = [
-            slice(None) if fixed else item
-            for item, fixed in zip(given, static, strict=True)
-            if not (fixed and isinstance(item, int))
-        ]
-        return result, left
 
     def _load(self, captured: Captured, indices: Sequence[Expr]) -> Expr:
         param = captured.param(captured.label)
@@ -440,19 +410,6 @@ class TraceRecorder:
         self._stop("tensor-value", message, self._span(), help=help_)
 
 
-class TensorMode(TorchFunctionMode):
-    """Shows a trace every torch function its mods call, also those on tensors alone."""
-
-    def __init__(self, recorder: TraceRecorder) -> None:
-        super().__init__()
-        self._recorder = recorder
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        return self._recorder.torch_function(func, args, kwargs or {})
-
-
 @contextmanager
 def stage_of(recorder: TraceRecorder, stage: Stage) -> Iterator[None]:
     """Mods of one stage are evaluated; their mistakes are kept, and the next mod goes on."""
@@ -464,46 +421,8 @@ def stage_of(recorder: TraceRecorder, stage: Stage) -> Iterator[None]:
             recorder.builder.reporter.error(found.code, found.message, found.span, *found.notes, help=found.help)
 
 
-def _name(function: Any) -> str:
-    name = str(getattr(function, "__name__", ""))
-    if name == "__get__":
-        return str(getattr(getattr(function, "__self__", None), "__name__", name))
-    return name
-
-
-def _is_in_place(name: str, kwargs: Mapping[str, Any]) -> bool:
-    ends = name.endswith("_") and not name.endswith("__")
-    augmented = name.startswith("__i") and name not in ("__index__", "__int__", "__invert__", "__iter__")
-    return (
-        ends
-        or augmented
-        or name in ("__setitem__", "__set__")
-        or kwargs.get("out") is not None
-        or bool(kwargs.get("inplace"))
-    )
-
-
-def _anywhere(args: Sequence[Any]) -> tuple[Any, ...]:
-    """Positional arguments without the device that symbols claim."""
-    return tuple(arg for arg in args if not (isinstance(arg, torch.device) and arg == ANYWHERE))
-
-
 def _is_numpy_number(value: Any) -> bool:
     return type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0 and value.dtype.kind in "biuf"
-
-
-def _is_static(item: Any) -> bool:
-    if isinstance(item, slice):
-        return item != slice(None) and next(symbols_in(item), None) is None
-    return type(item) is int and item < 0
-
-
-def _without_ellipsis(given: list[Any], rank: int) -> list[Any]:
-    for position, item in enumerate(given):
-        if item is Ellipsis:
-            fill = [slice(None)] * max(0, rank - len(given) + 1)
-            return [*given[:position], *fill, *given[position + 1 :]]
-    return given
 
 
 def _literal_first(text: str) -> bool:

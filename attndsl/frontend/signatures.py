@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from attndsl.diagnostics import ProgramError, fail
+from attndsl.diagnostics import DiagnosticError, ProgramError, fail
 from attndsl.frontend.spans import argument_span, definition_span
 from attndsl.ir.types import Coordinate, Flow
 
@@ -156,26 +156,24 @@ def _recognised(
         return Signature(tuple(zip(names, names, strict=True)), defaults, floats)
     if flex is not None and len(names) == len(flex):
         return Signature(tuple(zip(names, flex, strict=True)), defaults, floats)
-    raise _unknown(stage, function, names)
+    raise _unknown(stage, function, names, positional)
 
 
-def _unknown(stage: Stage, function: Callable[..., Any], names: tuple[str, ...]) -> ProgramError:
-    unknown = [name for name in names if name not in stage.known] or list(names)
+def _unknown(stage: Stage, function: Callable[..., Any], names: tuple[str, ...], positional: bool) -> DiagnosticError:
+    flex = stage.flex_order
+    unknown = [name for name in names if name not in stage.known]
+    message = f"`{name_of(stage, function) or stage.value}` has positional arguments ({', '.join(names)})"
+    notes = []
+    if not positional:
+        known = ", ".join(f"`{name}`" for name in stage.known)
+        notes.append(f"by name: any of {known}, in any order")
+        listed = ", ".join(f"`{name}`" for name in unknown)
+        message += f"; {listed} {'is no coordinate' if len(unknown) == 1 else 'are no coordinates'}"
+    if flex is not None:
+        notes.append(f"by position: exactly {len(flex)} under any names, in the order ({', '.join(flex)})")
+    help_ = f"make a parameter keyword-only: `*, {unknown[0]}`" if unknown else None
     code = code_of(function)
     span = None
     if code is not None:
         span = argument_span(code, unknown[0]) if unknown else definition_span(code)
-    known = ", ".join(f"`{name}`" for name in stage.known)
-    notes = [f"by name: any of {known}, in any order"]
-    if stage.flex_order is not None:
-        order = ", ".join(stage.flex_order)
-        notes.append(f"by position: exactly {len(stage.flex_order)} under any names, in the order ({order})")
-    message = f"`{name_of(stage, function) or stage.value}` has positional arguments ({', '.join(names)})"
-    help_ = None
-    if unknown:
-        listed = ", ".join(f"`{name}`" for name in unknown)
-        message += f"; {listed} {'is no coordinate' if len(unknown) == 1 else 'are no coordinates'}"
-        help_ = f"make a parameter keyword-only: `*, {unknown[0]}`"
-    error = fail(ProgramError, "unknown-argument", message, span, *notes, help=help_)
-    assert isinstance(error, ProgramError)
-    return error
+    return fail(ProgramError, "unknown-argument", message, span, *notes, help=help_)

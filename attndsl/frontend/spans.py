@@ -81,24 +81,18 @@ def argument_span(code: CodeType, name: str) -> Span | None:
     source = source_of(code)
     if source is None:
         return None
-    for node in ast.walk(_tree(source)):
-        if not isinstance(node, ast.FunctionDef | ast.Lambda) or _first_line(node) != code.co_firstlineno:
-            continue
-        for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs):
-            if argument.arg == name:
-                return node_span(source, argument)
-    return None
+    node = _definition(source, code)
+    if node is None:
+        return None
+    arguments = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+    return next((node_span(source, argument) for argument in arguments if argument.arg == name), None)
 
 
 def definition_span(code: CodeType) -> Span | None:
-    """The first line of a function: its `def`, or the lambda."""
+    """Where a function is written."""
     source = source_of(code)
-    if source is None:
-        return None
-    for node in ast.walk(_tree(source)):
-        if isinstance(node, ast.FunctionDef | ast.Lambda) and _first_line(node) == code.co_firstlineno:
-            return node_span(source, node)
-    return None
+    node = _definition(source, code) if source is not None else None
+    return node_span(source, node) if source is not None and node is not None else None
 
 
 def source_of(code: CodeType) -> Source | None:
@@ -179,6 +173,17 @@ def _family(root: ast.AST) -> Iterator[tuple[ast.AST, ast.AST | None]]:
     for node, parent in queue:
         yield node, parent
         queue.extend((child, node) for child in ast.iter_child_nodes(node))
+
+
+def _definition(source: Source, code: CodeType) -> ast.FunctionDef | ast.Lambda | None:
+    """The syntax a code object was compiled from: of several lambdas in a line, the one with the code's columns."""
+    nodes = (node for node in ast.walk(_tree(source)) if isinstance(node, ast.FunctionDef | ast.Lambda))
+    found = [node for node in nodes if _first_line(node) == code.co_firstlineno]
+    columns = [start for line, _, start, end in code.co_positions() if line is not None and start and end]
+    if len(found) > 1 and columns:
+        within = [node for node in found if node.col_offset <= columns[-1] < (node.end_col_offset or 0)]
+        found = sorted(within, key=lambda node: -node.col_offset) or found
+    return found[0] if found else None
 
 
 def _first_line(node: ast.FunctionDef | ast.Lambda) -> int:

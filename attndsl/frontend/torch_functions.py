@@ -157,6 +157,8 @@ def _sign(recorder: Recorder, x: Any) -> Symbol:
 
 
 def _cast(name: str) -> Meaning:
+    """A cast to a kind. Floats are computed in float32 whatever their width: a cast to half does not round."""
+
     def meaning(recorder: Recorder, x: Any, *args: Any, **kwargs: Any) -> Symbol:
         return recorder.call(name, x)
 
@@ -179,15 +181,24 @@ def _same(recorder: Recorder, x: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _filled(value: float) -> Meaning:
-    def meaning(recorder: Recorder, x: Any, *args: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> Any:
+    def meaning(
+        recorder: Recorder, x: Any, size: Any = (), *sizes: int, dtype: torch.dtype | None = None, **kwargs: Any
+    ) -> Any:
+        _check_size(size)
         return _typed(value, x.dtype if dtype is None else dtype)
 
     return meaning
 
 
+def _check_size(size: Any) -> None:
+    if size not in ((), []):
+        raise TypeError("only values of one element, of size (), can be made from a symbol")
+
+
 def _full(
     recorder: Recorder, x: Any, size: Any = (), fill_value: Any = 0, dtype: torch.dtype | None = None, **kwargs: Any
 ) -> Any:
+    _check_size(size)
     dtype = x.dtype if dtype is None else dtype
     return _to(recorder, fill_value, dtype) if isinstance(fill_value, Symbol) else _typed(fill_value, dtype)
 
@@ -287,7 +298,7 @@ TORCH: dict[str, Meaning] = {
     **{name: _cast("int") for name in ("int", "long", "short")},
     **{name: _cast("float") for name in ("float", "double", "half", "bfloat16")},
     **dict.fromkeys(("to", "type", "type_as"), _to),
-    **dict.fromkeys(("clone", "detach", "contiguous", "cuda", "cpu", "squeeze"), _same),
+    **dict.fromkeys(("clone", "contiguous", "cuda", "cpu", "squeeze"), _same),
     **{name: _filled(1) for name in ("new_ones", "ones_like")},
     **{name: _filled(0) for name in ("new_zeros", "zeros_like")},
     "new_full": _full,

@@ -14,8 +14,9 @@ from attndsl.diagnostics import DiagnosticError
 from attndsl.frontend import normalizers
 from attndsl.frontend.bindings import Bindings
 from attndsl.frontend.decorators import Mod, as_mod
+from attndsl.frontend.dispatch import TensorMode
 from attndsl.frontend.names import identifier
-from attndsl.frontend.recorder import NeedsValue, TensorMode, TraceRecorder, stage_of
+from attndsl.frontend.recorder import NeedsValue, TraceRecorder, stage_of
 from attndsl.frontend.signatures import Stage
 from attndsl.frontend.symbols import Symbol
 from attndsl.ir import build
@@ -24,7 +25,7 @@ from attndsl.ir.rewrite import postorder, sweep
 from attndsl.ir.types import Coordinate
 from attndsl.ir.variant import Variant
 
-MAX_TRIES = 8
+MAX_TRIES = 16
 """Traces that may turn single scalars into constants before all of them become constants."""
 
 MAX_NAME = 60
@@ -119,7 +120,7 @@ def _roots(recorder: TraceRecorder, stages: _Stages) -> tuple[Expr, Expr, Expr, 
     mask: Expr = build.TRUE
     for mod in stages.mask:
         with stage_of(recorder, Stage.MASK):
-            mask = recorder.builder.mask(recorder.result(mod, recorder.evaluate(mod, _coordinates(recorder))))
+            mask = recorder.finished(mod, recorder.evaluate(mod, _coordinates(recorder)))
     weights: Expr = build.SCORE
     if not stages.normalizer:
         weights = normalizers.softmax(recorder.builder)
@@ -137,8 +138,7 @@ def _edited(recorder: TraceRecorder, mod: Mod, value: Expr) -> Expr:
     assert flow is not None
     with stage_of(recorder, mod.stage):
         values = {**_coordinates(recorder), flow.value: Symbol(recorder, value)}
-        result = recorder.result(mod, recorder.evaluate(mod, values))
-        return recorder.builder.score(result, None, mod.stage.value)
+        return recorder.finished(mod, recorder.evaluate(mod, values))
     return value
 
 
