@@ -28,6 +28,8 @@ def reports(case: Case, target: str, head_dim: int) -> list[Row]:
                 "kernel": kernel.name,
                 "target": target,
                 "head dim": head_dim,
+                "tile": f"{kernel.tile.block_m}x{kernel.tile.block_n}",
+                "warps": kernel.tile.num_warps,
                 "registers": kernel.registers,
                 "spilled bytes": kernel.spilled_bytes,
                 "shared bytes": kernel.shared_bytes,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -17,11 +18,12 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("attndsl", "torch", "triton", "sympy", "lark", "jinja2")
 MISSED = "missed"
+WIDTH = 120
 Row = dict[str, Any]
 
 
@@ -79,12 +81,12 @@ def device() -> str:
 def publish(benchmark: str, title: str, rows: Sequence[Row]) -> None:
     """Print the rows as a table, missed targets in red, and write them down."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = Table(*columns, title=f"{title} ({device()})")
+    table = Table(*(Column(column, no_wrap=True) for column in columns), title=f"{title} ({device()})")
     for row in rows:
         cells = (_cell(row.get(column)) for column in columns)
         table.add_row(*cells, style="bold red" if row.get(MISSED) else None)
-    Console().print(table)
-    RESULTS.mkdir(exist_ok=True)
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     kind = device().split(",")[0].replace(" ", "-").lower()
     path = RESULTS / f"{benchmark}.{kind}.json"
     path.write_text(json.dumps({"environment": environment(), "rows": list(rows)}, indent=1) + "\n", encoding="utf-8")
