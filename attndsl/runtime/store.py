@@ -6,9 +6,13 @@ the folder; a folder that cannot be written is replaced by a temporary one, with
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
+import linecache
 import os
+import shutil
+import sys
 import tempfile
 import threading
 import warnings
@@ -29,7 +33,7 @@ _modules: dict[tuple[str, bool], ModuleType] = {}
 
 def cache_dir() -> Path:
     """The folder emitted modules live in."""
-    return Path(os.environ.get("ATTNDSL_CACHE_DIR") or platformdirs.user_cache_dir("attndsl"))
+    return Path(os.environ.get("ATTNDSL_CACHE_DIR") or platformdirs.user_cache_dir("attndsl")).expanduser().absolute()
 
 
 def module_path(text: str, stem: str) -> Path:
@@ -66,7 +70,7 @@ def _stored(path: Path, text: str) -> Path:
     try:
         if path.read_bytes() == data:
             return path
-        warnings.warn(f"the cache entry {path.name} was not what was written; it is regenerated", CacheWarning, 4)
+        _warn(f"the cache entry {path.name} was not what was written; it is regenerated")
     except FileNotFoundError:
         pass
     except OSError as error:
@@ -79,8 +83,10 @@ def _stored(path: Path, text: str) -> Path:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    """Writes a file whole or not at all, for this user alone."""
+    # Separately, because `mkdir` gives the mode to the innermost folder only.
+    for folder in (path.parent.parent, path.parent):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -93,12 +99,10 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _temporary(path: Path, data: bytes, error: OSError) -> Path:
-    fallback = _temporary_dir() / path.name
-    warnings.warn(
-        f"the cache folder cannot be used ({error}); emitted modules go to {fallback.parent} for this process. "
-        "Set ATTNDSL_CACHE_DIR to a folder you can write to keep them.",
-        CacheWarning,
-        5,
+    fallback = _temporary_dir() / path.parent.name / path.name
+    _warn(
+        f"the cache folder {cache_dir()} cannot be used ({error.strerror}); emitted modules go to a temporary folder, "
+        f"{_temporary_dir()}, until this process ends. Set ATTNDSL_CACHE_DIR to a folder you can write to keep them."
     )
     _write(fallback, data)
     return fallback
@@ -106,7 +110,17 @@ def _temporary(path: Path, data: bytes, error: OSError) -> Path:
 
 @cache
 def _temporary_dir() -> Path:
-    return Path(tempfile.mkdtemp(prefix="attndsl-"))
+    folder = tempfile.mkdtemp(prefix="attndsl-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+def _warn(message: str) -> None:
+    """Warns about the line that called into this package."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("attndsl."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, CacheWarning, level)
 
 
 def _execute(path: Path, text: str, interpret: bool) -> ModuleType:
@@ -115,6 +129,8 @@ def _execute(path: Path, text: str, interpret: bool) -> ModuleType:
 
     module = ModuleType(path.stem)
     module.__file__ = str(path)
+    # Triton asks `inspect` for the source; without a time stamp `linecache` never looks at the file again.
+    linecache.cache[str(path)] = (len(text), None, text.splitlines(keepends=True), str(path))
     before = triton.knobs.runtime.interpret
     triton.knobs.runtime.interpret = interpret
     try:
