@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -127,7 +128,7 @@ class Captures:
         for item, tensor in _items(result):
             if id(tensor) in self._by_tensor:
                 continue
-            recipe = Recipe(function, source[0], source[1], item)
+            recipe = Recipe(_replayable(function), source[0], source[1], item)
             key = ("recipe", function, item, _frozen(source))
             known = self._by_key.get(key)
             if known is None:
@@ -210,6 +211,13 @@ def suffix(function: Callable[..., Any], args: Sequence[Any]) -> str:
         indices = args[1] if isinstance(args[1], tuple) else (args[1],)
         return "_".join(str(index).replace("-", "m") for index in indices if isinstance(index, int)) or "rows"
     return name.strip("_")
+
+
+def _replayable(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function in a form that can be pickled and copied, which an attribute's getter cannot."""
+    if getattr(function, "__name__", None) == "__get__":
+        return attrgetter(suffix(function, ()))
+    return function
 
 
 def _items(result: Any) -> Iterator[tuple[int | None, torch.Tensor]]:

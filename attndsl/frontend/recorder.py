@@ -5,7 +5,6 @@ In: operations, as symbols and torch's dispatch report them. Out: nodes in a `Bu
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,8 +22,10 @@ from attndsl.frontend.closures import Rebuilder
 from attndsl.frontend.decorators import CombinedMask, Mod, invoke
 from attndsl.frontend.dispatch import METADATA, PLACES, SIZES, is_in_place, name_of_function, without_place
 from attndsl.frontend.indexing import entries, is_full, is_static, static_part, waiting_part
+from attndsl.frontend.layout import Layout, coordinate
+from attndsl.frontend.requirements import add_requirement
 from attndsl.frontend.signatures import LENGTHS, Stage, code_of
-from attndsl.frontend.spans import definition_span, segment_of, span_of, user_frame
+from attndsl.frontend.spans import definition_span, indexed_name, literal_first, span_of, user_frame
 from attndsl.frontend.symbols import Symbol, symbols_in
 from attndsl.frontend.torch_functions import TORCH
 from attndsl.ir import build
@@ -166,6 +167,14 @@ class TraceRecorder:
             return Symbol(self, build.real(0.0))
         return self._record(lambda span: self.builder.row(Reduction(name), operands[0], span), operands)
 
+    def require(self, condition: Symbol, message: str) -> None:
+        """A condition on calls."""
+        add_requirement(self.builder, self.expression(condition), message, self._span())
+
+    def coordinate(self, layout: Layout, axis: str, index: Symbol) -> Symbol:
+        """A coordinate of a position on a grid."""
+        return Symbol(self, coordinate(self.builder, layout, axis, self.expression(index), self._span()))
+
     def expression(self, symbol: Symbol) -> Expr:
         """The node of a symbol; a tensor with open dimensions is one index short, which the builder reports."""
         if isinstance(symbol.held, Rows):
@@ -187,7 +196,7 @@ class TraceRecorder:
     def literal_on_the_left(self) -> bool:
         """Whether the comparison being evaluated is written with a number first: `0 == x`."""
         span = self._span()
-        return span is not None and _literal_first(segment_of(span))
+        return span is not None and literal_first(span)
 
     def need_value(self, *symbols: Symbol) -> NoReturn:
         """Python wants to know what these are."""
@@ -388,7 +397,8 @@ class TraceRecorder:
             for name, value in variables.items():
                 if value is tensor:
                     return name, None if mod.startswith("<") else mod
-        return "table", None if mod.startswith("<") else mod
+        span = span_of(frame)
+        return (indexed_name(span) if span is not None else None) or "table", None if mod.startswith("<") else mod
 
     def _stop(self, code: str, message: str, span: Span | None, *notes: str, help: str) -> NoReturn:
         """An error after which the function has no values to go on with."""
@@ -423,15 +433,3 @@ def stage_of(recorder: TraceRecorder, stage: Stage) -> Iterator[None]:
 
 def _is_numpy_number(value: Any) -> bool:
     return type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0 and value.dtype.kind in "biuf"
-
-
-def _literal_first(text: str) -> bool:
-    try:
-        node = ast.parse(f"({text})", mode="eval").body
-    except SyntaxError:
-        return False
-    match node:
-        case ast.Compare(left=ast.Constant() | ast.UnaryOp(operand=ast.Constant())):
-            return True
-        case _:
-            return False

@@ -68,12 +68,34 @@ def node_span(source: Source, node: ast.AST) -> Span | None:
             return None
 
 
-def segment_of(span: Span) -> str:
-    """The text of a span."""
+def literal_first(span: Span) -> bool:
+    """Whether a comparison is written with a number first: `0 == x`."""
+    match _expression(span):
+        case ast.Compare(left=ast.Constant() | ast.UnaryOp(operand=ast.Constant())):
+            return True
+        case _:
+            return False
+
+
+def indexed_name(span: Span) -> str | None:
+    """What is indexed there: `weight` in `layer.weight[h]`."""
+    match _expression(span):
+        case ast.Subscript(value=ast.Attribute(attr=name) | ast.Name(id=name)):
+            return name
+        case _:
+            return None
+
+
+@lru_cache(maxsize=1024)
+def _expression(span: Span) -> ast.expr | None:
+    """The expression written at a span."""
     lines = list(_lines(span.source)[span.line - 1 : span.end_line])
     lines[-1] = lines[-1][: span.end_column - 1]
     lines[0] = lines[0][span.column - 1 :]
-    return "\n".join(lines)
+    try:
+        return ast.parse(f"({chr(10).join(lines)})", mode="eval").body
+    except SyntaxError:
+        return None
 
 
 def argument_span(code: CodeType, name: str) -> Span | None:

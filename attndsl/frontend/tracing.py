@@ -104,13 +104,23 @@ def _run(stages: _Stages, name: str, constants: frozenset[Hashable] | None) -> P
         return need.keys
     except DiagnosticError:
         raise
-    except Exception:
+    except Exception as error:
+        if recorder.builder.reporter:  # what it met was our placeholder, or our error in other words
+            raise _reported(recorder) from error
         # The function may have met a symbol where it insists on a number; if not, it raises the same again.
         scalars = recorder.captures.scalar_keys()
         if not scalars:
             raise
         return scalars
     return _program(recorder, name, roots)
+
+
+def _reported(recorder: TraceRecorder) -> DiagnosticError:
+    try:
+        recorder.builder.reporter.check()
+    except DiagnosticError as error:
+        return error
+    raise AssertionError("a reporter with errors raises them")
 
 
 def _roots(recorder: TraceRecorder, stages: _Stages) -> tuple[Expr, Expr, Expr, Expr]:
@@ -147,14 +157,19 @@ def _coordinates(recorder: TraceRecorder) -> dict[str, Symbol]:
 
 
 def _program(recorder: TraceRecorder, name: str, roots: tuple[Expr, Expr, Expr, Expr]) -> Program:
-    nodes = list(postorder(*roots))
+    requirements = tuple(recorder.builder.requirements.values())
+    conditions = tuple(requirement.condition for requirement in requirements)
+    nodes = list(postorder(*roots, *conditions))
     used = {node.name for node in nodes if isinstance(node, Scalar)}
     used |= {node.tensor for node in nodes if isinstance(node, Load)}
     names, params, bindings = recorder.captures.finish(used)
-    variant = Variant(name, params, *roots, recorder.builder.origins)
+    variant = Variant(name, params, *roots, recorder.builder.origins, requirements)
     if any(label != final for label, final in names.items()):
-        moves = sweep(roots, lambda node: _renamed(node, names))
-        variant = replace(variant.map(moves.__getitem__), origins=variant.origins.moved(moves))
+        moves = sweep((*roots, *conditions), lambda node: _renamed(node, names))
+        requirements = tuple(replace(one, condition=moves[one.condition]) for one in requirements)
+        variant = replace(
+            variant.map(moves.__getitem__), origins=variant.origins.moved(moves), requirements=requirements
+        )
     return Program(variant, bindings)
 
 

@@ -267,3 +267,10 @@ def test_tracing_leaves_captured_tensors_alone() -> None:
     program = trace(score_mod=[alibi(slopes=slopes), lambda score, b, h, q, k: score + slopes.exp()[h]])
     assert slopes._version == before
     assert program.bindings.resolve()["alibi_slopes"] is slopes
+
+
+def test_names_from_where_a_tensor_is_indexed() -> None:
+    layer = torch.nn.Embedding(4, 8)
+    layers = {"first": layer}
+    program = score_of(lambda score, h, q_idx: score + layer.weight[h, q_idx])
+    assert list(program.bindings.resolve()) == ["weight_"]
