@@ -26,8 +26,10 @@ demo: $(READY)
 	$(BIN)/python examples/quickstart.py
 	$(BIN)/python examples/packed_minilm.py
 
+# Two tiers: triton decides when it is imported whether it compiles kernels or interprets them.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 -m "not gpu and not interpreter"
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -m interpreter
 
 lint: $(READY)
 	$(BIN)/ruff check .
