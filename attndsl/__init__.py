@@ -21,14 +21,18 @@ _HOME = {
     "attndsl.attention": ("Attention", "Aux", "attention"),
     "attndsl.diagnostics": ("Diagnostic", "DiagnosticError", "VerifyError"),
     "attndsl.frontend.decorators": ("mask_mod", "normalizer", "score_mod", "weight_mod"),
+    "attndsl.frontend.grids": ("grid", "require"),
     "attndsl.frontend.math": _MATH,
     "attndsl.library.normalizers": ("softmax",),
     "attndsl.loading": ("load", "parse"),
+    "attndsl.routing.router": ("router",),
+    "attndsl.routing.table": ("BlockTable",),
     "attndsl.runtime.planner": ("BlockPlan",),
     "attndsl.runtime.store": ("CacheWarning",),
 }
 _MODULES = {"masks": "attndsl.library.masks", "scores": "attndsl.library.scores"}
 _MODULES["normalizers"] = "attndsl.library.normalizers"
+_MODULES["routers"] = "attndsl.routing.routers"
 _NAMES = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = ["__version__", *sorted((*_NAMES, *_MODULES))]

@@ -14,6 +14,7 @@ from attndsl.diagnostics import Reporter, Span
 from attndsl.ir import build
 from attndsl.ir.nodes import Apply, Const, Expr, Load, children, with_children
 from attndsl.ir.ops import CALLS, FLOAT, Op, facts
+from attndsl.ir.requirement import Requirement
 from attndsl.ir.rewrite import postorder
 from attndsl.ir.types import DType, Reduction
 from attndsl.ir.variant import Origins, TensorParam
@@ -32,11 +33,12 @@ SHIFT = {"<<": Op.SHL, ">>": Op.SHR}
 
 
 class Builder:
-    """Builds one program; `origins` and `reporter` hold what it learnt on the way."""
+    """Builds one program; `origins`, `requirements` and `reporter` hold what it learnt on the way."""
 
     def __init__(self, reporter: Reporter | None = None) -> None:
         self.reporter = reporter if reporter is not None else Reporter()
         self.origins = Origins()
+        self.requirements: dict[tuple[Expr, str], Requirement] = {}
         self._depth: dict[Expr, int] = {}
 
     def literal(self, value: bool | float, span: Span | None = None) -> Expr:

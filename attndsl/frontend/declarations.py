@@ -10,6 +10,7 @@ from collections.abc import Container, Iterable, Mapping
 from lark import Token, Tree
 
 from attndsl.diagnostics import Reporter, Source
+from attndsl.frontend.layout import MAX_LENGTH, Layout, problem_of
 from attndsl.frontend.scope import COORDINATES, FLOWS, FUNCTIONS, RESERVED, Def
 from attndsl.frontend.syntax import Syntax, children_of, span_of, token_span
 from attndsl.ir.types import DType
@@ -22,6 +23,10 @@ TENSORS = {
     "int tensor": DType.I64,
     "bool tensor": DType.BOOL,
 }
+
+
+MAX_DIGITS = 20
+"""Of the size of an axis, before Python refuses to convert it."""
 
 
 class Declarations:
@@ -56,6 +61,23 @@ class Declarations:
             return ScalarParam(str(name), SCALARS[words])
         self._unknown_type(type_, words)
         return None
+
+    def grid(self, tree: Syntax) -> Layout:
+        """A grid: its axes and their sizes. A mistake leaves one that what follows can be read with."""
+        sizes: dict[str, int] = {}
+        for axis in children_of(tree, "axis"):
+            name, size = axis.children
+            assert isinstance(name, Token)
+            assert isinstance(size, Token)
+            if name in sizes:
+                self._reporter.error("duplicate-axis", f"there are two axes `{name}`", token_span(self._source, name))
+            sizes[str(name)] = int(size, 0) if len(size) <= MAX_DIGITS else MAX_LENGTH + 1
+        problem = problem_of(tuple(sizes), tuple(sizes.values()))
+        if problem is not None:
+            help_ = "write `grid g(t = 8, y = 16, x = 16)`"
+            self._reporter.error("grid-size", problem, span_of(self._source, tree), help=help_)
+            sizes = dict.fromkeys(sizes, 1)
+        return Layout(tuple(sizes), tuple(sizes.values()))
 
     def accepts(self, name: Token, what: str, declared: Container[str], other: str | None = None) -> bool:
         """Whether a name is free for a declaration; `other` is what else in sight has it."""

@@ -13,6 +13,7 @@ from lark import Token, Tree
 from attndsl.diagnostics import ProgramError, Source, Span, fail
 from attndsl.frontend.builder import Builder
 from attndsl.frontend.calls import bind
+from attndsl.frontend.layout import Layout, coordinate
 from attndsl.frontend.lookup import Frame, Names
 from attndsl.frontend.normalizers import softmax
 from attndsl.frontend.scope import FUNCTIONS, REDUCTIONS, Def, Scope, Stage, Value, suggestion
@@ -87,6 +88,8 @@ class Expressions:
                 return self._names.element(_indexed(tree), values, span, frame)
             case Tree(data="call"):
                 return self._call(tree, values, frame, span)
+            case Tree(data="attribute"):
+                return self._attribute(tree, values, frame, span)
         operands = _known(values)
         return None if operands is None else self._operator(tree, operands, span)
 
@@ -141,11 +144,38 @@ class Expressions:
             self.called.add(function)
             bound = bind(self._reporter, name, function.params, names, values, span)
             return None if bound is None else self._expand(function, bound, span, frame)
+        layout = self._scope.grid(name, frame.function)
+        if layout is not None:
+            message = f"`{name}(...)` is a place on a grid, not a number"
+            example = f"name one of its coordinates: `{name}(q_idx).{layout.axes[-1]}`"
+            self._reporter.error("grid-without-axis", message, span, help=example)
+            return None
         if name not in FUNCTIONS:
-            help_ = suggestion(name, FUNCTIONS | self._scope.functions(frame.function))
+            help_ = suggestion(name, FUNCTIONS | self._scope.functions(frame.function) | self._scope.grids.keys())
             self._reporter.error("unknown-function", f"there is no function `{name}`", span, help=help_)
             return None
         return self._builtin(name, names, values, frame, span)
+
+    def _attribute(self, tree: Syntax, values: list[Value], frame: Frame, span: Span) -> Value:
+        """`g(q_idx).y`: a coordinate; nothing else has attributes."""
+        layout = self._called_grid(tree, frame)
+        if layout is None:
+            help_ = "only places on a grid have coordinates: `grid g(y = 16, x = 16)`, then `g(q_idx).y`"
+            self._reporter.error("not-a-grid", f"`.{tree.children[1]}` of something that is no grid", span, help=help_)
+            return None
+        call = tree.children[0]
+        assert isinstance(call, Tree)
+        names = [_argument_name(argument) for argument in call.children[1:]]
+        bound = bind(self._reporter, str(call.children[0]), ("index",), names, values, span)
+        index = None if bound is None else bound["index"]
+        return None if index is None else coordinate(self._builder, layout, str(tree.children[1]), index, span)
+
+    def _called_grid(self, tree: Syntax, frame: Frame) -> Layout | None:
+        match tree.children[0]:
+            case Tree(data="call", children=[name, *_]):
+                return self._scope.grid(str(name), frame.function)
+            case _:
+                return None
 
     def _builtin(self, name: str, names: list[str | None], values: list[Value], frame: Frame, span: Span) -> Value:
         if name not in (*REDUCTIONS, "softmax"):
@@ -196,6 +226,10 @@ def _operands(tree: Syntax) -> list[Syntax]:
             return _indices(tree)
         case Tree(data="call"):
             return [_argument(child) for child in tree.children if isinstance(child, Tree)]
+        case Tree(data="attribute", children=[Tree(data="call") as call, _]):
+            return _operands(call)
+        case Tree(data="attribute"):
+            return []
         case _:
             return [child for child in tree.children if isinstance(child, Tree)]
 

@@ -124,6 +124,8 @@ class Names:
         help_ = suggestion(name, self._scope.names(frame.function))
         if name in FUNCTIONS or self._scope.function(name, frame.function) is not None:
             help_ = f"`{name}` is a function: call it, `{name}(...)`"
+        elif (layout := self._scope.grid(name, frame.function)) is not None:
+            help_ = f"`{name}` is a grid: name a coordinate of a position, `{name}(q_idx).{layout.axes[-1]}`"
         elif frame.sees_body and name in self._scope.later:
             help_ = f"`{name}` is defined further down: move its `let` up"
         elif self._scope.has_inside(name):

@@ -5,12 +5,13 @@ In: text. Out: one `Variant` for each `attention`, in order. Nothing is executed
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import partial, reduce
 from itertools import count
 from os import PathLike, fspath
 
-from lark import Tree
+from lark import Token, Tree
 
 from attndsl.diagnostics import ProgramError, Reporter, Source, Span, fail
 from attndsl.frontend.builder import Builder
@@ -18,6 +19,7 @@ from attndsl.frontend.declarations import Declarations, name_of, part
 from attndsl.frontend.expand import Expressions
 from attndsl.frontend.lookup import Frame
 from attndsl.frontend.normalizers import softmax
+from attndsl.frontend.requirements import add_requirement
 from attndsl.frontend.scope import Def, Scope, Stage, without_recursion
 from attndsl.frontend.syntax import MAX_BYTES, Syntax, children_of, span_of, syntax_tree, token_span, too_large
 from attndsl.ir import build
@@ -128,10 +130,14 @@ class _Attention:
         for group in children_of(self._tree, "parameters"):
             for tree in children_of(group, "parameter"):
                 self._parameter(tree)
+        for tree in children_of(self._tree, "grid"):
+            self._grid(tree)
         for child in self._tree.children:
             match child:
                 case Tree(data="let"):
                     self._let(child)
+                case Tree(data="require"):
+                    self._require(child)
                 case Tree(data="item"):
                     self._item(child)
         for function in self._own.values():
@@ -151,6 +157,7 @@ class _Attention:
             normalizer=weights[0],
             weight=self._composed(Stage.WEIGHT, build.WEIGHT),
             origins=self._builder.origins,
+            requirements=tuple(self._builder.requirements.values()),
         )
 
     def _composed(self, stage: Stage, start: Expr) -> Expr:
@@ -171,9 +178,29 @@ class _Attention:
     def _let(self, tree: Syntax) -> None:
         name = name_of(tree)
         value = self._expressions.read(part(tree, 1), Frame(Stage.LET))
-        other = "a parameter" if name in self._scope.params else None
-        if self._text.declarations.accepts(name, "let", self._scope.lets, other):
+        if self._text.declarations.accepts(name, "let", self._scope.lets, self._other(name)):
             self._scope.lets[str(name)] = value
+
+    def _other(self, name: str) -> str | None:
+        """What a new name of the body would hide."""
+        if name in self._scope.params:
+            return "a parameter"
+        return "a grid" if name in self._scope.grids else None
+
+    def _grid(self, tree: Syntax) -> None:
+        name = name_of(tree)
+        other = "a parameter" if name in self._scope.params else None
+        other = "a function" if self._scope.function(str(name), None) is not None else other
+        layout = self._text.declarations.grid(tree)
+        if self._text.declarations.accepts(name, "grid", self._scope.grids, other):
+            self._scope.grids[str(name)] = layout
+
+    def _require(self, tree: Syntax) -> None:
+        condition, message = part(tree, 0), tree.children[1]
+        assert isinstance(message, Token)
+        value = self._expressions.read(condition, Frame(Stage.REQUIREMENT))
+        if value is not None:
+            add_requirement(self._builder, value, _spoken(self._text, message), span_of(self._text.source, condition))
 
     def _item(self, tree: Syntax) -> None:
         word, expression = name_of(tree), part(tree, 1)
@@ -186,3 +213,14 @@ class _Attention:
             span = span_of(self._text.source, expression)
             finish = self._builder.mask if stage is Stage.MASK else partial(self._builder.score, what=stage.value)
             self._items[stage].append(finish(value, span))
+
+
+def _spoken(text: _Text, token: Token) -> str:
+    """The string a token stands for, its escapes being those of JSON."""
+    try:
+        return str(json.loads(token))
+    except ValueError:
+        message = f"{token} has an escape that means nothing"
+        help_ = 'write `\\\\` for a backslash, `\\"` for a quote and `\\n` for a line break'
+        text.reporter.error("bad-string", message, token_span(text.source, token), help=help_)
+        return ""

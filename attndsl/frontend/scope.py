@@ -13,6 +13,7 @@ from enum import Enum
 from graphlib import CycleError, TopologicalSorter
 
 from attndsl.diagnostics import Reporter, Span
+from attndsl.frontend.layout import Layout
 from attndsl.frontend.syntax import Syntax
 from attndsl.ir import build
 from attndsl.ir.nodes import Expr, Input, Reduce, children
@@ -41,6 +42,7 @@ class Stage(Enum):
     SCORE = "score"
     NORMALIZER = "normalizer"
     WEIGHT = "weight"
+    REQUIREMENT = "requirement"
     LET = "let"
 
     @property
@@ -51,6 +53,7 @@ class Stage(Enum):
             Stage.SCORE: frozenset({"score"}),
             Stage.NORMALIZER: frozenset({"score", "softmax", *REDUCTIONS}),
             Stage.WEIGHT: frozenset({"weight"}),
+            Stage.REQUIREMENT: frozenset[str](),
             Stage.LET: frozenset({"score", "softmax", "weight", *REDUCTIONS}),
         }[self]
 
@@ -80,6 +83,7 @@ class Scope:
     own: Mapping[str, Def] = field(default_factory=dict)
     params: dict[str, Param] = field(default_factory=dict)
     lets: dict[str, Value] = field(default_factory=dict)
+    grids: dict[str, Layout] = field(default_factory=dict)
     later: frozenset[str] = frozenset()
     _needs: dict[Expr, frozenset[str]] = field(default_factory=dict)
 
@@ -87,6 +91,10 @@ class Scope:
         """The `def` of that name; one outside an attention sees only its like."""
         sees_body = seen_from is None or seen_from.is_local
         return self.shared.get(name) or (self.own.get(name) if sees_body else None)
+
+    def grid(self, name: str, seen_from: Def | None) -> Layout | None:
+        """The grid of that name, where the body of the attention is in sight."""
+        return self.grids.get(name) if seen_from is None or seen_from.is_local else None
 
     def functions(self, seen_from: Def | None) -> set[str]:
         """Every function a `def` gives."""

@@ -22,13 +22,19 @@ MAX_BYTES = 2**20
 MAX_TOKENS = 100_000
 MAX_NESTING = 200
 
-_WORDS = re.compile(r"#[^\n]*|\w+|[^\s\w]")
+_WORDS = re.compile(r'"(?:[^"\\\n]|\\.)*"|#[^\n]*|\w+|[^\s\w]')
 _CLOSED_BY = {"(": ")", "[": "]", "{": "}"}
 
 _EXPRESSION = frozenset({"NAME", "INT", "FLOAT", "LPAR", "MINUS", "PLUS", "TILDE", "NOT"})
 _ARITHMETIC = frozenset({"PLUS", "MINUS", "TIMES", "POWER", "SHIFT", "PIPE", "CARET", "AMPERSAND"})
-_OPERATOR = _ARITHMETIC | {"COMPARE", "AND", "OR", "_IF"}
-_PHRASES = {"$END": "the end of the text", "NAME": "a name", "INT": "an integer", "_ELSE": "`else`"}
+_OPERATOR = _ARITHMETIC | {"COMPARE", "AND", "OR", "_IF", "DOT"}
+_PHRASES = {
+    "$END": "the end of the text",
+    "STRING": 'a message in `"`',
+    "NAME": "a name",
+    "INT": "an integer",
+    "_ELSE": "`else`",
+}
 
 _HELP = {
     "=": "write `==` to compare; an assignment is an item of its own: `let name = ...`",

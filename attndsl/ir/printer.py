@@ -6,6 +6,7 @@ number of nodes: what is used more than once gets a `let`, and so does what woul
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -62,6 +63,8 @@ def print_expr(expr: Expr) -> str:
 
 def _items(variant: Variant) -> Iterator[tuple[str, Expr]]:
     """The expressions that say something; of a softmax only its sink."""
+    for requirement in variant.requirements:
+        yield f"require {json.dumps(requirement.message, ensure_ascii=False)}", requirement.condition
     if variant.mask is not build.TRUE:
         yield "mask", variant.mask
     if variant.score is not build.SCORE:
@@ -86,6 +89,9 @@ class _Printer:
     def item(self, word: str, root: Expr) -> list[str]:
         """The lines of an item."""
         *lets, text = self.expression(root)
+        word, _, message = word.partition(" ")
+        if message:
+            return [*lets, f"{word:<10}  {text}, {message}"]
         if word == "sink":
             return [*lets, f"{'normalizer':<10}  softmax(sink = {text})"]
         if word == "mask" and len(text) > MAX_WIDTH:

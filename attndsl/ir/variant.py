@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from attndsl.diagnostics import Span
 from attndsl.ir.nodes import Expr, Load, postorder
+from attndsl.ir.requirement import Requirement
 from attndsl.ir.types import DType
 
 
@@ -71,7 +72,7 @@ class Variant:
 
     `score` is over `Input(SCORE)` = the scaled dot product; `mask` is a bool over coordinates and captures;
     `normalizer` is the weight as a function of `Input(SCORE)` = the final score and of row statistics;
-    `weight` is over `Input(WEIGHT)` = the normalized weight.
+    `weight` is over `Input(WEIGHT)` = the normalized weight. `requirements` are about calls and in no kernel.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Variant:
     normalizer: Expr
     weight: Expr
     origins: Origins = field(default_factory=Origins, compare=False, repr=False)
+    requirements: tuple[Requirement, ...] = ()
 
     @property
     def roots(self) -> tuple[Expr, Expr, Expr, Expr]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from attndsl.diagnostics import VerifyError
 from attndsl.ir import build
 from attndsl.ir.nodes import Apply, Const, Coord, Expr, Input, Load, Reduce, Scalar, children, intern
+from attndsl.ir.requirement import Requirement, strangers
 from attndsl.ir.rewrite import postorder
 from attndsl.ir.types import DType, Flow
 from attndsl.ir.variant import Param, ScalarParam, TensorParam, Variant
@@ -51,8 +52,10 @@ def verify(variant: Variant, after: str) -> None:
     """Raise if the variant breaks a rule of the IR; `after` names the pass or front end that made it."""
     faults = [*_param_faults(variant.params)]
     params = {param.name: param for param in variant.params}
-    for node in postorder(*variant.roots):
+    for node in postorder(*variant.roots, *(requirement.condition for requirement in variant.requirements)):
         faults.extend(_node_faults(node, params))
+    for requirement in variant.requirements:
+        faults.extend(_requirement_faults(requirement))
     for stage, root in zip(STAGES, variant.roots, strict=True):
         faults.extend(_stage_faults(stage, root))
     if faults:
@@ -136,6 +139,14 @@ def _stage_faults(stage: Stage, root: Expr) -> Iterator[Fault]:
                 yield Fault(f"the {stage.name} reads the {flow.value}", node)
             case Reduce(reduction=reduction) if not stage.reduces:
                 yield Fault(f"the {stage.name} contains {reduction.value}", node)
+
+
+def _requirement_faults(requirement: Requirement) -> Iterator[Fault]:
+    condition = requirement.condition
+    if not condition.dtype.is_bool:
+        yield Fault(f"a requirement has type {condition.dtype.value}, expected bool", condition)
+    for leaf in strangers(condition):
+        yield Fault(f"a requirement reads {_head(leaf)}", leaf)
 
 
 def _report(variant: Variant, after: str, faults: list[Fault]) -> str:
