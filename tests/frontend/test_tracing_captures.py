@@ -271,6 +271,5 @@ def test_tracing_leaves_captured_tensors_alone() -> None:
 
 def test_names_from_where_a_tensor_is_indexed() -> None:
     layer = torch.nn.Embedding(4, 8)
-    layers = {"first": layer}
     program = score_of(lambda score, h, q_idx: score + layer.weight[h, q_idx])
     assert list(program.bindings.resolve()) == ["weight_"]
