@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from attndsl.analysis.bounds import Strategy
 from attndsl.codegen.plan import Specialisation
 from attndsl.compiler import KERNELS, Compilation
 from attndsl.diagnostics import UnsupportedError, fail
@@ -21,12 +22,15 @@ from attndsl.ir.printer import print_variant
 from attndsl.ir.variant import Param, ScalarParam, Variant
 from attndsl.passes.pipeline import run_passes
 from attndsl.reference import Result, attend
+from attndsl.routing.given import table_of_call, table_of_plan
+from attndsl.routing.join import joins_of
+from attndsl.routing.table import BlockTable
 from attndsl.runtime import launch
 from attndsl.runtime.agreement import check_agreement
 from attndsl.runtime.aot import CompileReport, check_target, compile_for
 from attndsl.runtime.arguments import Call, check_call, check_plan
 from attndsl.runtime.backends import Backend, backend_named, check_kernel_shape, chosen
-from attndsl.runtime.facts import FactBook
+from attndsl.runtime.facts import FactBook, Facts
 from attndsl.runtime.planner import BlockPlan, plan_blocks
 from attndsl.runtime.statistics import Aux, wanted_statistics
 
@@ -59,6 +63,7 @@ class Attention:
         self._compilation = compilation
         self._bindings = bindings
         self._facts = FactBook()
+        self._joins = joins_of(compilation)
 
     def __call__(
         self,
@@ -77,7 +82,8 @@ class Attention:
         """Attend: q `(B, Hq, Nq, Dk)`, k `(B, Hkv, Nk, Dk)`, v `(B, Hkv, Nk, Dv)` to `(B, Hq, Nq, Dv)` in q's dtype.
 
         `scale` defaults to `1/sqrt(Dk)`. `enable_gqa` lets Hkv divide Hq. `q_offset`, an int or an int tensor `(B,)`,
-        is the position of the first query; positions are otherwise top-left aligned. `return_aux`: True or names of
+        is the position of the first query; positions are otherwise top-left aligned. `blocks`: a `BlockTable`, a torch
+        `BlockMask` or a router, which intersects with the mask. `return_aux`: True or names of
         `lse`, `max_score`; then the result is `(out, Aux)`. `backend`: "triton" (GPU tensors, or any under
         TRITON_INTERPRET=1; forward only), "reference" (dense, differentiable), or "auto": triton for GPU tensors and
         under TRITON_INTERPRET=1, the reference for others. `check=True` also evaluates the reference and raises when
@@ -85,11 +91,14 @@ class Attention:
         """
         wanted = wanted_statistics(return_aux)
         asked = backend_named(backend)
-        _refuse_blocks(blocks)
         call = self._checked(q, k, v, scale=scale, enable_gqa=enable_gqa, q_offset=q_offset)
+        if blocks is not None:
+            routed = self._routed(table_of_call(blocks, call, enable_gqa), call.values, q_offset)
+            how = {"scale": scale, "enable_gqa": enable_gqa, "q_offset": q_offset, "return_aux": return_aux}
+            return routed(q, k, v, **how, backend=backend, check=check)
         is_dense = chosen(asked, call) is Backend.REFERENCE
         facts = self._facts.of(self._compilation.source, self._compilation.program, call)
-        result = self._dense(call, enable_gqa) if is_dense else self._launch(call, facts.fast)
+        result = self._dense(call, enable_gqa) if is_dense else self._launch(call, facts)
         if check and not is_dense:
             self._check(result, self._dense(call, enable_gqa), q.dtype)
         return result.out if wanted is None else (result.out, wanted.of(result.lse, result.max_score))
@@ -103,6 +112,7 @@ class Attention:
         scale: float | None = None,
         enable_gqa: bool = False,
         q_offset: int | Tensor = 0,
+        blocks: Any = None,
         return_aux: bool | Iterable[str] = False,
     ) -> Any:
         """The dense meaning, in the dtype of the inputs (float64 for an oracle), differentiable by autograd."""
@@ -113,6 +123,7 @@ class Attention:
             scale=scale,
             enable_gqa=enable_gqa,
             q_offset=q_offset,
+            blocks=blocks,
             return_aux=return_aux,
             backend="reference",
         )
@@ -124,6 +135,7 @@ class Attention:
     def invalidate(self) -> None:
         """Forget everything derived from tensor values: for writes torch cannot see."""
         self._facts.forget()
+        self._joins.forget()
 
     def plan(
         self,
@@ -141,10 +153,12 @@ class Attention:
 
         `exact` settles by evaluation the tiles that analysis leaves open.
         """
-        _refuse_blocks(blocks)
         kv_len = q_len if kv_len is None else kv_len
         check_plan(q_len, kv_len, batch=batch, heads=heads, block=block, q_offset=q_offset)
         values = self._values()
+        if blocks is not None:
+            routed = self._routed(table_of_plan(blocks, batch, heads, q_len, kv_len), values, q_offset)
+            return routed.plan(q_len, kv_len, batch=batch, heads=heads, block=block, q_offset=q_offset, exact=exact)
         self._facts.check_mask(self._compilation.source, values, (batch, heads, q_len, kv_len), q_offset)
         return plan_blocks(
             self._compilation.program,
@@ -159,8 +173,15 @@ class Attention:
             known=self._facts.known(self._compilation.program, values),
         )
 
-    def explain(self, q_len: int, kv_len: int | None = None, *, head_dim: int = 128, **where: Any) -> str:
+    def explain(
+        self, q_len: int, kv_len: int | None = None, *, head_dim: int = 128, blocks: Any = None, **where: Any
+    ) -> str:
         """What is skipped and why, what it costs, and how the kernel computes it; arguments as for `plan`."""
+        kv_len = q_len if kv_len is None else kv_len
+        if blocks is not None:
+            table = table_of_plan(blocks, where.get("batch", 1), where.get("heads", 1), q_len, kv_len)
+            routed = self._routed(table, self._values(), where.get("q_offset", 0))
+            return routed.explain(q_len, kv_len, head_dim=head_dim, **where)
         return explain(self._compilation, self.plan(q_len, kv_len, **where), head_dim)
 
     def source(
@@ -239,19 +260,31 @@ class Attention:
         params = (_with_default(param, bound.get(param.name)) for param in source.params)
         return replace(source, params=tuple(params))
 
+    def _routed(self, table: BlockTable, values: Mapping[str, Any], q_offset: int | Tensor) -> Attention:
+        """The attention whose mask also asks a block table."""
+        joined = self._joins.of(table, q_offset)
+        routed = Attention(joined.compilation, joined.bindings(values, table, q_offset))
+        routed._facts = joined.facts
+        return routed
+
     def _checked(self, q: Any, k: Any, v: Any, **how: Any) -> Call:
         device = q.device if isinstance(q, Tensor) else None
         return check_call(self._compilation.source, self._values(device), q, k, v, **how)
 
-    def _launch(self, call: Call, fast: bool) -> launch.Rows:
+    def _launch(self, call: Call, facts: Facts) -> launch.Rows:
         spec = Specialisation(
             dtype=launch.DTYPES[call.q.dtype],
             head_dim=call.head_dim,
             v_head_dim=max(call.v_head_dim, 1),
-            fast=fast,
+            fast=facts.fast,
             offset_per_batch=isinstance(call.q_offset, Tensor),
         )
-        return launch.forward(call, self._compilation.kernel("forward", spec))
+        kernel = self._compilation.kernel("forward", spec)
+        tile = launch.tile_for(call)
+        table = None
+        if kernel.plan.walk.strategy is Strategy.TABLE:
+            table = self._facts.table(self._compilation.program, call, facts, (tile.block_m, tile.block_n))
+        return launch.forward(call, kernel, tile, table)
 
     @staticmethod
     def _check(found: launch.Rows | Result, expected: Result, dtype: torch.dtype) -> None:
@@ -284,16 +317,6 @@ def _with_default(param: Param, value: int | float | Tensor | None) -> Param:
     if isinstance(param, ScalarParam) and isinstance(value, int | float):
         return replace(param, default=value)
     return param
-
-
-def _refuse_blocks(blocks: Any) -> None:
-    if blocks is not None:
-        raise fail(
-            UnsupportedError,
-            "no-block-tables",
-            "block tables are not supported yet",
-            help="write the blocks as a mask over captured tensors",
-        )
 
 
 def _specialisation(dtype: torch.dtype, head_dim: int, v_head_dim: int | None) -> Specialisation:

@@ -10,7 +10,7 @@ PAIR = frozenset({Axis.B, Axis.H, Axis.Q, Axis.K})
 
 
 def axes_below(*roots: Expr) -> dict[Expr, frozenset[Axis]]:
-    """The axes of every node below the roots. The score and the weight vary along all; a row statistic not along keys."""
+    """The axes of every node below the roots. Score and weight vary along all; a row statistic not along the keys."""
     axes: dict[Expr, frozenset[Axis]] = {}
     for node in postorder(*roots):
         match node:

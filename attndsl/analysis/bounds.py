@@ -7,12 +7,16 @@ its two uses on a tile of queries, which are different facts (`union_bounds`, `i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 from attndsl.analysis.axes import axes_of
 from attndsl.ir import build
-from attndsl.ir.nodes import Apply, Expr
+from attndsl.ir.nodes import Apply, Expr, postorder
 from attndsl.ir.ops import Op
 from attndsl.ir.types import Axis
+
+MAX_RANGES = 4
+"""Ranges a kernel walks at most; a mask of more is a table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,28 +43,88 @@ class KeyRange:
         return bool(self.lower or self.upper or self.gates)
 
 
+class Strategy(Enum):
+    """How a kernel knows which key tiles to visit.
+
+    `CLOSED_FORM`: from bounds, computed in the kernel; `TABLE`: from runs of tiles the host prepares, where the mask
+    has terms that bound nothing but can be decided on tiles; `DENSE`: it visits all of them.
+    """
+
+    CLOSED_FORM = "closed_form"
+    TABLE = "table"
+    DENSE = "dense"
+
+
+def choose_strategy(mask: Expr) -> Strategy:
+    """The strategy a mask allows: bounds where they say everything, tables where tiles can be decided."""
+    if any(is_decidable(term) for keys in key_ranges(mask) for term in keys.residue):
+        return Strategy.TABLE
+    if mask is build.TRUE or any(keys.is_bounded for keys in key_ranges(mask)):
+        return Strategy.CLOSED_FORM
+    return Strategy.DENSE
+
+
+def is_decidable(term: Expr) -> bool:
+    """Whether ranges of integers can ever decide a term: nothing in it is computed with floats."""
+    return not any(node.dtype.is_float for node in postorder(term))
+
+
 def conjuncts(mask: Expr) -> tuple[Expr, ...]:
     """The terms of nested `and`s, left to right; none for `true`."""
-    if mask is build.TRUE:
-        return ()
+    return () if mask is build.TRUE else _flattened(mask, Op.AND)
+
+
+def disjuncts(term: Expr) -> tuple[Expr, ...]:
+    """The terms of nested `or`s, left to right."""
+    return _flattened(term, Op.OR)
+
+
+def _flattened(root: Expr, op: Op) -> tuple[Expr, ...]:
     terms: list[Expr] = []
-    stack = [mask]
+    seen: set[Expr] = set()
+    stack = [root]
     while stack:
         node = stack.pop()
-        if isinstance(node, Apply) and node.op is Op.AND:
+        if node in seen:
+            continue
+        seen.add(node)
+        if isinstance(node, Apply) and node.op is op:
             stack.extend(reversed(node.args))
         else:
             terms.append(node)
-    return tuple(dict.fromkeys(terms))
+    return tuple(terms)
+
+
+def key_ranges(mask: Expr, limit: int = MAX_RANGES) -> tuple[KeyRange, ...]:
+    """A mask as a union of key ranges: a pair is live iff it is in one of them.
+
+    An `or` is distributed over the rest while at most `limit` ranges come of it and each of its terms bounds something;
+    one that is not stays in the residue. One range stands for a plain conjunction.
+    """
+    branches: list[list[Expr]] = [[]]
+    for term in conjuncts(mask):
+        choices = disjuncts(term)
+        split = len(choices) > 1 and len(choices) * len(branches) <= limit and all(map(_bounds_something, choices))
+        branches = [[*branch, choice] for branch in branches for choice in (choices if split else (term,))]
+    ranges = (_key_range(tuple(part for term in branch for part in conjuncts(term))) for branch in branches)
+    return tuple(dict.fromkeys(ranges))
+
+
+def _bounds_something(term: Expr) -> bool:
+    return _key_range(conjuncts(term)).is_bounded
 
 
 def key_range(mask: Expr) -> KeyRange:
-    """The bounds a mask puts on the key, by the shape of its terms alone."""
+    """The bounds the terms of a conjunction put on the key, `or`s left in the residue."""
+    return _key_range(conjuncts(mask))
+
+
+def _key_range(terms: tuple[Expr, ...]) -> KeyRange:
     lower: list[Expr] = []
     upper: list[Expr] = []
     gates: list[Expr] = []
     residue: list[Expr] = []
-    for term in conjuncts(mask):
+    for term in dict.fromkeys(terms):
         match term:
             case Apply(op=Op.GE, args=(left, right)) if left is build.K and Axis.K not in axes_of(right):
                 lower.append(right)

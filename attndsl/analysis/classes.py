@@ -13,12 +13,15 @@ from enum import IntEnum
 
 import numpy as np
 
-from attndsl.analysis.bounds import KeyRange
+from attndsl.analysis.bounds import KeyRange, key_range, key_ranges
+from attndsl.analysis.cells import split_tables, with_tables
 from attndsl.analysis.intervals import Known, evaluate
 from attndsl.analysis.rows import RowRuns, row_runs
 from attndsl.analysis.tiling import Tiling
+from attndsl.analysis.unions import union_classes
 from attndsl.analysis.values import Array, Truth
 from attndsl.ir import build
+from attndsl.ir.nodes import Expr
 from attndsl.ir.ops import Op
 
 TILES_AT_ONCE = 2**18
@@ -80,10 +83,18 @@ class MatrixClasses:
 Classes = RunClasses | MatrixClasses
 
 
-def classify(bounds: KeyRange, tiling: Tiling, known: Known) -> Classes:
+def classify(mask: Expr, tiling: Tiling, known: Known) -> Classes:
     """Every tile by its bounds, then, where the mask says more than bounds, by interval analysis of the rest."""
     if 0 in tiling.shape:
         return MatrixClasses(np.zeros(tiling.shape, np.int8), exact=True)
+    rest, tables = split_tables(mask)
+    if tables is not build.TRUE:
+        alone = classify(rest, tiling.reduced(rest), known).matrix()
+        return MatrixClasses(with_tables(alone, rest, tables, tiling, known), exact=False)
+    ranges = key_ranges(mask)
+    if len(ranges) > 1 and all(keys.is_exact for keys in ranges):
+        return _classify_union(ranges, tiling, known)
+    bounds = key_range(mask)
     stretches = row_runs(bounds, tiling, known)
     if bounds.is_exact:
         return RunClasses(tiling.shape, tuple(stretches))
@@ -91,6 +102,15 @@ def classify(bounds: KeyRange, tiling: Tiling, known: Known) -> Classes:
     for rows, runs in stretches:
         _classify_residue(classes[:, :, rows], bounds, tiling, known, rows, runs)
     return MatrixClasses(classes, exact=False)
+
+
+def _classify_union(ranges: tuple[KeyRange, ...], tiling: Tiling, known: Known) -> MatrixClasses:
+    classes = np.zeros(tiling.shape, np.int8)
+    all_exact = True
+    for rows, found, exact in union_classes(ranges, tiling, known):
+        classes[:, :, rows] = found
+        all_exact &= exact
+    return MatrixClasses(classes, all_exact)
 
 
 def _classify_residue(

@@ -1,4 +1,7 @@
-"""Whether an integer expression only grows, or only falls, with the query: then its extremes over a tile are at the ends."""
+"""Whether an integer expression only grows, or only falls, with the query.
+
+Then its extremes over a tile of queries are at the first and the last of them.
+"""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from attndsl.analysis.reach import Guards, ways_to_reach
 from attndsl.analysis.values import INT64_MAX, INT64_MIN, Interval, Truth, Value
 from attndsl.diagnostics import Diagnostic
 from attndsl.ir import build
-from attndsl.ir.nodes import Apply, Expr, Input, Load, Reduce, Scalar, children
+from attndsl.ir.nodes import Apply, Coord, Expr, Input, Load, Reduce, Scalar, children
 from attndsl.ir.ops import Op
 from attndsl.ir.rewrite import postorder
 from attndsl.ir.types import Coordinate
@@ -168,6 +168,8 @@ def broken(variant: Variant, obligation: Obligation, notes: tuple[str, ...], val
     code = "index-negative" if value is not None and value < 0 else "index-out-of-bounds"
     what = f"index `{operand}` of `{obligation.node.tensor}` leaves dimension {obligation.dimension}"
     help_ = "mask the pairs that read outside, or clamp the index; negative indices do not wrap"
+    if isinstance(obligation.operand, Coord):
+        help_ = f"pass a tensor with an element for every `{operand}` of the call, or clamp the index"
     return Diagnostic(code, f"{what}, which has size {obligation.size}", span, notes, help_)
 
 
@@ -198,14 +200,15 @@ def _refusal(variant: Variant, obligation: Obligation, box: Box, known: Known) -
     """The diagnostic for an obligation that is broken for certain, or that nobody could check before the call."""
     value = evaluate_exactly((obligation.operand,), box, known)[obligation.operand]
     found = _interval(value)
-    ranges = f"it takes values from {int(found.lo.min())} to {int(found.hi.max())} over all pairs"
+    lo, hi = int(found.lo.min()), int(found.hi.max())
+    ranges = (f"it takes values from {lo} to {hi} over all pairs",) if lo < hi else ()
     if obligation.depends_on_data:
         return broken(variant, obligation, ("it depends on the score, so it must be bounded where it is written",))
     witness = _witness(obligation, box, known)
     if witness is None:
         return None
     where, value_there = witness
-    return broken(variant, obligation, (f"it is {value_there} at {where}", ranges), value_there)
+    return broken(variant, obligation, (f"it is {value_there} at {where}", *ranges), value_there)
 
 
 def _witness(obligation: Obligation, box: Box, known: Known) -> tuple[str, int] | None:
@@ -256,13 +259,14 @@ def _overflows(variant: Variant, values: Mapping[Expr, Value], box: Box, known: 
     for node in innermost:
         if not _fits_where_reached(node, reached[node], box, known):
             value = _interval(values[node])
-            notes = (f"it takes values from {int(value.lo.min())} to {int(value.hi.max())}",)
+            lo, hi = int(value.lo.min()), int(value.hi.max())
+            does = "leaves" if lo == hi else "may leave"
             yield Diagnostic(
                 "integer-overflow",
-                f"`{print_expr(node)}` may leave the range of 64-bit integers",
+                f"`{print_expr(node)}` {does} the range of 64-bit integers",
                 variant.origins.first(node),
-                notes,
-                "bound its operands with `clamp`, or compute it in floats",
+                (f"it is {lo}" if lo == hi else f"it takes values from {lo} to {hi}",),
+                "bound its operands with `clamp`, or compute it in floats" if children(node) else None,
             )
 
 

@@ -51,16 +51,20 @@ class RowRuns:
 
 def row_runs(bounds: KeyRange, tiling: Tiling, known: Known) -> Iterator[tuple[slice, RowRuns]]:
     """The runs of stretches of tile rows, in order."""
-    queries = tiling.block[0]
-    step = max(1, ROWS_AT_ONCE // queries // max(1, tiling.batch * tiling.heads))
-    for start in range(0, tiling.q_tiles, step):
-        rows = slice(start, min(start + step, tiling.q_tiles))
+    for rows in stretches(tiling):
         yield rows, _runs(bounds, tiling, known, rows)
+
+
+def stretches(tiling: Tiling) -> Iterator[slice]:
+    """Tile rows a bounded number of queries at a time."""
+    step = max(1, ROWS_AT_ONCE // tiling.block[0] // max(1, tiling.batch * tiling.heads))
+    for start in range(0, tiling.q_tiles, step):
+        yield slice(start, min(start + step, tiling.q_tiles))
 
 
 def _runs(bounds: KeyRange, tiling: Tiling, known: Known, rows: slice) -> RowRuns:
     size, keys = tiling.block
-    outer, inner = _key_intervals(bounds, tiling, known, rows.start * size, min(rows.stop * size, tiling.q_len))
+    outer, inner = key_intervals(bounds, tiling, known, rows.start * size, min(rows.stop * size, tiling.q_len))
     exact = outer.lo is inner.lo and outer.hi is inner.hi
     alive = outer.lo <= outer.hi
     first = _by_tile(np.where(alive, outer.lo // keys, tiling.kv_tiles), size)
@@ -74,7 +78,7 @@ def _runs(bounds: KeyRange, tiling: Tiling, known: Known, rows: slice) -> RowRun
     return RowRuns(len(first), row, starts, ends, full_first, full_last, exact)
 
 
-def _key_intervals(bounds: KeyRange, tiling: Tiling, known: Known, start: int, stop: int) -> tuple[Interval, Interval]:
+def key_intervals(bounds: KeyRange, tiling: Tiling, known: Known, start: int, stop: int) -> tuple[Interval, Interval]:
     """Per query the keys that may be live and those that certainly are; one object twice where they are the same."""
     values = evaluate((*bounds.lower, *bounds.upper, *bounds.gates), tiling.rows(start, stop), known)
     shape = (tiling.batch, tiling.heads, stop - start)

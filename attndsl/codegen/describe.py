@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from attndsl.analysis.bounds import Strategy
 from attndsl.codegen.plan import KernelPlan, KeyBound, KeyWalk, Placement, Statement
 from attndsl.ir.printer import print_expr
 
 INDENT = 12
+WALKS = {
+    Strategy.CLOSED_FORM: "key ranges computed in the kernel",
+    Strategy.TABLE: "runs of key tiles prepared on the host",
+    Strategy.DENSE: "all key tiles",
+}
 
 
 def describe(plan: KernelPlan) -> str:
@@ -29,13 +35,17 @@ def _lines(plan: KernelPlan) -> Iterator[str]:
 
 def _walk(walk: KeyWalk, never: bool) -> Iterator[str]:
     """Which keys a query tile visits, and in what regions."""
-    for name, bounds in (("key >=", walk.lower), ("key <=", walk.upper)):
-        yield from (_line(name, _bound(bound)) for bound in bounds)
-    yield from (_line("only if", print_expr(gate)) for gate in walk.gates)
+    yield _line("walk", WALKS[walk.strategy])
+    for number, keys in enumerate(walk.ranges):
+        for name, bounds in (("key >=", keys.lower), ("key <=", keys.upper)):
+            yield from (_line(name, _bound(bound)) for bound in bounds)
+        yield from (_line("only if", print_expr(gate)) for gate in keys.gates)
+        if number + 1 < len(walk.ranges):
+            yield _line("or", "")
     regions = [
-        "partial tiles" if walk.has_left else "",
+        "partial tiles" if walk.has_left or walk.strategy is Strategy.TABLE else "",
         "full tiles without mask code" if walk.has_full else "",
-        "partial tiles",
+        "partial tiles" if walk.strategy is not Strategy.TABLE else "",
     ]
     yield _line("regions", "none: no pair is ever live" if never else ", then ".join(filter(None, regions)))
     if walk.ascending:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from attndsl.analysis.axes import axes_below
-from attndsl.analysis.bounds import KeyRange, key_range
+from attndsl.analysis.bounds import Strategy, choose_strategy, key_range, key_ranges
 from attndsl.analysis.monotone import Trend, trend_in_query
 from attndsl.analysis.streaming import Streaming, stream
 from attndsl.codegen.names import KERNEL_NAMES, kernel_names
@@ -29,7 +29,8 @@ class Specialisation:
 
     `dtype` is the element type of q, k and v: "bf16", "fp16" or "fp32". `fast` kernels rely on facts the launcher
     checks on the host: integers fit in 32 bits, captured reads are in bounds for every pair of positions,
-    `q_offset >= 0`, divisors are positive and so is the scale. The other kernel relies on none of them.
+    `q_offset >= 0`, divisors are positive and so is the scale. The other kernel relies on none of them. `strategy` is
+    the walk over the keys, by default the one the mask allows.
     """
 
     dtype: str = "bf16"
@@ -37,6 +38,7 @@ class Specialisation:
     v_head_dim: int = 128
     fast: bool = True
     offset_per_batch: bool = False
+    strategy: Strategy | None = None
 
 
 MAX_WIDTH = 44
@@ -70,24 +72,48 @@ class KeyBound:
 
 
 @dataclass(frozen=True, slots=True)
-class KeyWalk:
-    """The key tiles a query tile visits, in ascending order: partial, full, partial.
+class RangeWalk:
+    """One range of keys as a query tile walks it, in ascending order: partial, full, partial tiles.
 
     Union bounds (a key some row of the tile sees) limit the walk; intersection bounds (a key every row sees) limit its
-    full part. `has_full` is false when the mask has terms that bound nothing: then every visited tile is partial.
+    full part. `has_full` is false where terms bound nothing: then every visited tile is partial.
+    """
+
+    lower: tuple[KeyBound, ...] = ()
+    upper: tuple[KeyBound, ...] = ()
+    gates: tuple[Expr, ...] = ()
+    has_full: bool = True
+
+    @property
+    def has_left(self) -> bool:
+        """Whether partial tiles may come before the full ones: nothing but a lower bound makes them so."""
+        return self.has_full and bool(self.lower)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyWalk:
+    """The key tiles a query tile visits, each once, in ascending order.
+
+    `ranges` are the closed forms, those without a lower bound first; a table or a dense walk has none.
     `ascending` says that later query tiles never see fewer keys, so they are launched first.
     """
 
-    lower: tuple[KeyBound, ...]
-    upper: tuple[KeyBound, ...]
-    gates: tuple[Expr, ...]
-    has_full: bool
+    strategy: Strategy
+    ranges: tuple[RangeWalk, ...]
     ascending: bool
 
     @property
     def has_left(self) -> bool:
-        """Whether partial tiles may come before the full ones: nothing but a lower bound or a gate makes them so."""
-        return self.has_full and bool(self.lower)
+        return any(keys.has_left for keys in self.ranges)
+
+    @property
+    def has_full(self) -> bool:
+        return self.strategy is Strategy.TABLE or any(keys.has_full for keys in self.ranges)
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether the ranges start in the order they stand in, whatever the query."""
+        return sum(bool(keys.lower) for keys in self.ranges) <= 1 or len(self.ranges) == 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +194,7 @@ def plan_forward(variant: Variant, spec: Specialisation) -> KernelPlan:
         spec=spec,
         params=params,
         symbols=symbols,
-        walk=plan_walk(variant.mask),
+        walk=plan_walk(variant.mask, choose_strategy(variant.mask) if spec.strategy is None else spec.strategy),
         streaming=streaming,
         placement=place(variant, variant.mask, variant.score, symbols),
         sink=place(variant, build.TRUE, build.TRUE if streaming.sink is None else streaming.sink, symbols),
@@ -217,13 +243,24 @@ def used_params(variant: Variant, roots: Iterable[Expr]) -> tuple[Param, ...]:
     return tuple(param for param in variant.params if param.name in names)
 
 
-def plan_walk(mask: Expr) -> KeyWalk:
+def plan_walk(mask: Expr, strategy: Strategy) -> KeyWalk:
     """The key tiles to visit, from the bounds the mask puts on the key."""
-    keys: KeyRange = key_range(mask)
-    lower = tuple(KeyBound(value, trend_in_query(value)) for value in keys.lower)
-    upper = tuple(KeyBound(value, trend_in_query(value)) for value in keys.upper)
-    ascending = bool(upper) and not lower and all(bound.trend is Trend.RISING for bound in upper)
-    return KeyWalk(lower, upper, keys.gates, keys.is_exact, ascending)
+    if strategy is Strategy.DENSE:
+        return KeyWalk(strategy, (), ascending=False)
+    conjunction = key_range(mask)
+    upper = _key_bounds(conjunction.upper)
+    ascending = bool(upper) and not conjunction.lower and all(bound.trend is Trend.RISING for bound in upper)
+    if strategy is Strategy.TABLE:
+        return KeyWalk(strategy, (), ascending)
+    ranges = (
+        RangeWalk(_key_bounds(keys.lower), _key_bounds(keys.upper), keys.gates, keys.is_exact)
+        for keys in key_ranges(mask)
+    )
+    return KeyWalk(strategy, tuple(sorted(ranges, key=lambda keys: bool(keys.lower))), ascending)
+
+
+def _key_bounds(values: tuple[Expr, ...]) -> tuple[KeyBound, ...]:
+    return tuple(KeyBound(value, trend_in_query(value)) for value in values)
 
 
 def padded(head_dim: int) -> int:

@@ -11,9 +11,10 @@ from importlib.resources import files
 import jinja2
 
 from attndsl.analysis.axes import axes_of
-from attndsl.analysis.monotone import Trend
-from attndsl.codegen.plan import KernelPlan, KeyBound, Scope, Statement, padded, scope_of
+from attndsl.analysis.bounds import Strategy
+from attndsl.codegen.plan import KernelPlan, Scope, Statement, padded, scope_of
 from attndsl.codegen.triton_expr import LoadStyle, TritonPrinter
+from attndsl.codegen.triton_walk import WalkPrinter, WalkText
 from attndsl.ir import build
 from attndsl.ir.nodes import Expr, Scalar
 from attndsl.ir.printer import print_variant
@@ -47,8 +48,9 @@ class ForwardText:
     heaviest_last: bool
     base_lines: tuple[str, ...]
     row_lines: tuple[str, ...]
-    bound_lines: tuple[str, ...]
+    walk: WalkText
     regions: tuple[Region, ...]
+    pad: str
     end_lines: tuple[str, ...]
     block_d: int
     block_dv: int
@@ -98,7 +100,9 @@ class _Forward:
         leaves: dict[Expr, str] = {build.B: "b", build.H: "h", build.Q: "q_idx", build.K: "kv_idx", build.SCORE: "s"}
         leaves |= {build.Q_LEN: "q_len", build.KV_LEN: "kv_len"}
         scalars: dict[Expr, str] = {
-            node: node.name for node in postorder(plan.mask, plan.score, *self._sinks()) if isinstance(node, Scalar)
+            node: plan.symbols[node.name]
+            for node in postorder(plan.mask, plan.score, *self._sinks())
+            if isinstance(node, Scalar)
         }
         self.printer = TritonPrinter(plan.index, {**leaves, **scalars}, plan.symbols, plan.cheap_division)
         self.program_names = _names(plan.placement.program)
@@ -110,7 +114,7 @@ class _Forward:
         plan = self.plan
         head_dim, v_head_dim = plan.spec.head_dim, plan.spec.v_head_dim
         row_lines = tuple(self._row_lines())
-        bound_lines = tuple(self._bound_lines())
+        walk = WalkPrinter(self.printer, self.program_names, self.row_names, self.hoisted).text(plan.walk)
         regions = tuple(self._regions())
         end_lines = tuple(self._end_lines())
         return ForwardText(
@@ -121,7 +125,8 @@ class _Forward:
             heaviest_last=plan.walk.ascending,
             base_lines=tuple(self._base_lines()),
             row_lines=row_lines,
-            bound_lines=bound_lines,
+            walk=walk,
+            pad="        " if walk.loop else "    ",
             regions=regions,
             end_lines=end_lines,
             block_d=padded(head_dim),
@@ -171,6 +176,8 @@ class _Forward:
                 yield from (f"stride_{name}_{axis}" for axis in range(param.rank))
                 if not self.plan.spec.fast:
                     yield from (f"size_{name}_{axis}" for axis in range(param.rank))
+        if self.plan.walk.strategy is Strategy.TABLE:
+            yield from ("Table", "Table_rows", "stride_tb", "stride_th")
         yield "sm_scale"
         yield "Q_offset" if self.plan.spec.offset_per_batch else "q_offset"
         yield from ("q_len", "kv_len", "heads", "group")
@@ -180,7 +187,18 @@ class _Forward:
     def _runtime_args(self) -> Iterator[str]:
         """All but pointers and the strides of q, k, v and the output, whose alignment vector loads need."""
         tensors = [(self.plan.symbols[p.name], p.rank) for p in self.plan.params if isinstance(p, TensorParam)]
-        pointers = {"Q", "K", "V", "Out", "Lse", "Max", "Q_offset", *(name for name, _ in tensors)}
+        pointers = {
+            "Q",
+            "K",
+            "V",
+            "Out",
+            "Lse",
+            "Max",
+            "Q_offset",
+            "Table",
+            "Table_rows",
+            *(name for name, _ in tensors),
+        }
         own = {f"stride_{tensor}{letter}" for tensor in "qkvo" for letter in "bhmnd"}
         last = {f"stride_{name}_{rank - 1}" for name, rank in tensors}
         return (arg for arg in self._args() if arg not in pointers | own | last)
@@ -221,65 +239,16 @@ class _Forward:
             yield f"{line.name} = {self.printer.text(line.value, known, loads)}"
             known[line.value] = line.name
 
-    def _bound_lines(self) -> Iterator[str]:
-        """Union bounds limit the walk, intersection bounds its full part; both rounded to key tiles."""
-        walk = self.plan.walk
-        bounds = (*walk.lower, *walk.upper)
-        if any(bound.trend in (Trend.RISING, Trend.FALLING) for bound in bounds):
-            yield "q_first = q_offset + tile * BLOCK_M"
-            yield "q_last = q_offset + tl.minimum(tile * BLOCK_M + BLOCK_M, q_len) - 1"
-        yield "# Keys that some query of the tile sees."
-        yield "key_lo = 0"
-        for bound in walk.lower:
-            yield f"key_lo = tl.maximum(key_lo, {self._extreme(bound, smallest=True)})"
-        yield "key_hi = kv_len"
-        for bound in walk.upper:
-            yield f"key_hi = tl.minimum(key_hi, {self._extreme(bound, smallest=False)} + 1)"
-        if walk.has_full:
-            yield "# Keys that every query of the tile sees, in whole key tiles."
-            yield "full_lo = 0"
-            for bound in walk.lower:
-                yield f"full_lo = tl.maximum(full_lo, {self._extreme(bound, smallest=False)})"
-            yield "full_hi = kv_len"
-            for bound in walk.upper:
-                yield f"full_hi = tl.minimum(full_hi, {self._extreme(bound, smallest=True)} + 1)"
-        yield from self._gate_lines()
-        if walk.lower:
-            yield "key_lo = key_lo // BLOCK_N * BLOCK_N"
-        if walk.has_full:
-            if walk.lower:
-                yield "full_lo = tl.maximum(key_lo, tl.cdiv(full_lo, BLOCK_N) * BLOCK_N)"
-            yield "full_hi = tl.maximum(full_lo, tl.maximum(full_hi, 0) // BLOCK_N * BLOCK_N)"
-
-    def _gate_lines(self) -> Iterator[str]:
-        for gate in self.plan.walk.gates:
-            text = self.printer.text(gate, self.row_names, self.hoisted)
-            some, every = text, text
-            if Axis.Q in axes_of(gate):
-                some, every = (f"tl.{pick}(({text}).to(tl.int32)) != 0" for pick in ("max", "min"))
-            yield f"key_hi = tl.where({some}, key_hi, key_lo)"
-            if self.plan.walk.has_full:
-                yield f"full_hi = tl.where({every}, full_hi, 0)"
-
-    def _extreme(self, bound: KeyBound, smallest: bool) -> str:
-        """The least or greatest value of a bound over the rows of the tile."""
-        match bound.trend:
-            case Trend.UNKNOWN:
-                rows = self.printer.named(bound.value, self.row_names, self.hoisted)
-                return f"tl.{'min' if smallest else 'max'}({rows})"
-            case Trend.FLAT:
-                return self.printer.named(bound.value, self.program_names, self.hoisted)
-            case _:
-                first = smallest is (bound.trend is Trend.RISING)
-                names = self.program_names | {build.Q: "q_first" if first else "q_last"}
-                return self.printer.named(bound.value, names, self.hoisted)
-
     def _regions(self) -> Iterator[Region]:
         walk = self.plan.walk
         if self.plan.never:
             return
         if not walk.has_full:
             yield self._partial("Every tile is partial: the mask has terms that bound no key.", "key_lo", "key_hi")
+            return
+        if walk.strategy is Strategy.TABLE:
+            yield self._partial("Partial tiles of the record.", "key_lo", "full_lo")
+            yield self._whole("full_lo", "key_hi")
             return
         if walk.has_left:
             yield self._partial("Partial tiles before the full ones.", "key_lo", "tl.minimum(full_lo, key_hi)")

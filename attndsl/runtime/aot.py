@@ -116,6 +116,8 @@ def _signature(args: list[str], plan: KernelPlan) -> dict[str, str]:
             signature[arg] = _POINTEES[plan.spec.dtype]
         elif arg in ("Lse", "Max"):
             signature[arg] = "*fp32"
+        elif arg in ("Table", "Table_rows"):
+            signature[arg] = "*i32"
         elif arg == "Q_offset":
             signature[arg] = "*i64"
         elif arg in ("BLOCK_M", "BLOCK_N", *_UNIT_STRIDES):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 from collections.abc import Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import torch
@@ -26,6 +26,9 @@ from attndsl.ir.variant import Variant
 from attndsl.runtime.arguments import Call
 from attndsl.runtime.checks import settle
 from attndsl.runtime.known import known_values, layouts, summarize
+from attndsl.runtime.planner import plan_blocks
+from attndsl.runtime.requirements import check_requirements
+from attndsl.runtime.tables import TileTable, build_table
 
 REMEMBERED = 256
 LARGEST_FAST_LENGTH = 2**30
@@ -34,9 +37,13 @@ LARGEST_FAST_LENGTH = 2**30
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """`fast`: everything the fast kernel relies on holds (see `codegen.plan.Specialisation`)."""
+    """`fast`: everything the fast kernel relies on holds (see `codegen.plan.Specialisation`).
+
+    `tables` are the tile tables made for the call so far, by tile shape.
+    """
 
     fast: bool
+    tables: dict[tuple[int, int], TileTable] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +102,25 @@ class FactBook:
         if refusals:
             raise CallError(refusals)
 
+    def table(self, program: Variant, call: Call, facts: Facts, block: tuple[int, int]) -> TileTable:
+        """The runs of key tiles the kernel walks, for tiles of `block` = (queries, keys)."""
+        found = facts.tables.get(block)
+        if found is None:
+            values = dict(call.values)
+            tiles = plan_blocks(
+                program,
+                values,
+                call.q_len,
+                call.kv_len,
+                batch=call.batch,
+                heads=call.heads,
+                block=block,
+                q_offset=call.q_offset,
+                known=self.known(program, values),
+            )
+            found = facts.tables[block] = build_table(tiles.tiles.matrix(), tiles.tiling, call.q.device)
+        return found
+
     def known(self, variant: Variant, values: dict[str, int | float | Tensor]) -> Known:
         """What analysis may know of the values, summaries remembered by tensor version."""
         return known_values(variant, values, self._summary)
@@ -119,6 +145,7 @@ class FactBook:
     def _learn(self, source: Variant, program: Variant, call: Call) -> tuple[Facts, bool]:
         """The facts, and whether the values of float tensors had a part in them."""
         values = dict(call.values)
+        check_requirements(source, values, call.q_len, call.kv_len, call.q_offset)
         known = self.known(source, values)
         offsets = _offset_range(call.q_offset)
         box = call_box(call.batch, call.heads, call.q_len, call.kv_len, offsets)

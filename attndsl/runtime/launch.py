@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attndsl.analysis.bounds import Strategy
 from attndsl.codegen.plan import Emitted, KernelPlan, padded
 from attndsl.ir.variant import TensorParam
 from attndsl.runtime.arguments import Call
 from attndsl.runtime.interpreter import widen_bfloat16_products
 from attndsl.runtime.store import load_module
+from attndsl.runtime.tables import TileTable
 from attndsl.runtime.tiles import INTERPRETER, TileShape, default_tile, family_of
 
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -36,27 +38,27 @@ def allocate(call: Call) -> Rows:
     return Rows(call.q.new_zeros((*shape, call.v_head_dim)), rows, rows.clone())
 
 
-def forward(call: Call, emitted: Emitted, tile: TileShape | None = None) -> Rows:
-    """Run the forward kernel."""
+def forward(call: Call, emitted: Emitted, tile: TileShape | None = None, table: TileTable | None = None) -> Rows:
+    """Run the forward kernel; `table` for a plan that walks one, made for the same tile shape."""
     rows = allocate(call)
     if rows.out.numel() == 0 and rows.lse.numel() == 0:
         return rows
-    tile = tile or _default(call)
+    tile = tile or tile_for(call)
     interpret = call.q.device.type != "cuda"
     if interpret:
         widen_bfloat16_products()
     kernel = load_module(emitted.text, "forward", interpret).forward
     grid = (-(-call.q_len // tile.block_m) * call.batch * call.heads,)
     if grid[0]:
-        _launch(kernel, grid, call, emitted.plan, rows, tile)
+        _launch(kernel, grid, _arguments(call, emitted.plan, rows, table), call.q, tile)
     return rows
 
 
-def _launch(kernel: Any, grid: tuple[int], call: Call, plan: KernelPlan, rows: Rows, tile: TileShape) -> None:
+def _launch(kernel: Any, grid: tuple[int], arguments: Iterator[Any], q: Tensor, tile: TileShape) -> None:
     # Triton launches on the current device, which need not be the tensors'.
-    with torch.cuda.device_of(call.q):
+    with torch.cuda.device_of(q):
         kernel[grid](
-            *_arguments(call, plan, rows),
+            *arguments,
             BLOCK_M=tile.block_m,
             BLOCK_N=tile.block_n,
             num_warps=tile.num_warps,
@@ -65,7 +67,7 @@ def _launch(kernel: Any, grid: tuple[int], call: Call, plan: KernelPlan, rows: R
         )
 
 
-def _arguments(call: Call, plan: KernelPlan, rows: Rows) -> Iterator[Any]:
+def _arguments(call: Call, plan: KernelPlan, rows: Rows, table: TileTable | None) -> Iterator[Any]:
     """In the order of the kernel's signature."""
     yield from (call.q, call.k, call.v, rows.out, rows.lse, rows.max_score)
     for param in plan.params:
@@ -79,6 +81,9 @@ def _arguments(call: Call, plan: KernelPlan, rows: Rows) -> Iterator[Any]:
                 yield from (max(size, 1) for size in value.shape)
         else:
             yield float(value) if param.dtype.is_float else int(value)
+    if plan.walk.strategy is Strategy.TABLE:
+        assert table is not None
+        yield from (table.records, table.rows, table.batch_stride, table.head_stride)
     yield call.scale
     yield call.q_offset
     yield from (call.q_len, call.kv_len, call.heads, call.heads // call.kv_heads)
@@ -88,7 +93,8 @@ def _arguments(call: Call, plan: KernelPlan, rows: Rows) -> Iterator[Any]:
         yield tensor.stride(3)
 
 
-def _default(call: Call) -> TileShape:
+def tile_for(call: Call) -> TileShape:
+    """The tile shape a launch uses by default."""
     if call.q.device.type != "cuda":
         return INTERPRETER
     major, minor = torch.cuda.get_device_capability(call.q.device)

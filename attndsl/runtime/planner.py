@@ -13,16 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attndsl.analysis.bounds import KeyRange, key_range
+from attndsl.analysis.bounds import KeyRange, Strategy, choose_strategy, key_ranges
 from attndsl.analysis.classes import Classes, MatrixClasses, classify
 from attndsl.analysis.intervals import Known
 from attndsl.analysis.tiling import Tiling
-from attndsl.ir import build
 from attndsl.ir.nodes import Expr
 from attndsl.ir.variant import Variant
 from attndsl.runtime.dense_tiles import on_device, pairs, settle_partial
 from attndsl.runtime.known import Value, known_values
 from attndsl.runtime.picture import LEGEND, draw
+from attndsl.runtime.requirements import check_requirements
+from attndsl.runtime.tables import build_table
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,7 +51,9 @@ class BlockPlan:
     @property
     def nbytes(self) -> int:
         """Bytes of tables a kernel reads: closed forms have none, and a dense walk needs none."""
-        return 0
+        if self.strategy != Strategy.TABLE.value:
+            return 0
+        return build_table(self.tiles.matrix(), self.tiling, torch.device("cpu")).nbytes
 
     def classes(self) -> Tensor:
         """int8 [B', H', Tq, Tk]; B' and H' are 1 where the mask does not depend on them."""
@@ -116,31 +119,38 @@ def plan_blocks(
 
     `known` hands in what the caller keeps of the values (summaries of captured tensors).
     """
+    check_requirements(variant, values, q_len, kv_len, q_offset)
     offsets = torch.as_tensor(q_offset).to("cpu", torch.int64).reshape(-1).numpy()
     tiling = Tiling(batch, heads, q_len, kv_len, block, offsets).reduced(variant.mask)
     known = known_values(variant, values) if known is None else known
-    bounds = key_range(variant.mask)
-    tiles = classify(bounds, tiling, known)
+    tiles = classify(variant.mask, tiling, known)
     if exact and not tiles.exact:
         host = on_device(values, torch.device("cpu"))
         tiles = MatrixClasses(settle_partial(variant.mask, host, tiling, tiles.matrix()), exact=True)
-    strategy = "closed_form" if bounds.is_bounded or variant.mask is build.TRUE else "dense"
-    return BlockPlan(strategy, _reasons(bounds, tiles), variant, values, tiling, tiles)
+    strategy = choose_strategy(variant.mask)
+    return BlockPlan(strategy.value, _reasons(variant.mask, tiles), variant, values, tiling, tiles)
 
 
-def _reasons(bounds: KeyRange, tiles: Classes) -> tuple[str, ...]:
+def _reasons(mask: Expr, tiles: Classes) -> tuple[str, ...]:
     """What was found, in the words of the program."""
-    reasons = [
-        *(f"keys start at `{_text(end)}`" for end in bounds.lower),
-        *(f"keys end at `{_text(end)}`" for end in bounds.upper),
-        *(f"only rows where `{_text(gate)}`" for gate in bounds.gates),
-        *(f"`{_text(rest)}` does not bound the key: decided tile by tile from ranges" for rest in bounds.residue),
-    ]
+    ranges = key_ranges(mask)
+    reasons = [reason for keys in ranges for reason in _of_range(keys)]
+    if len(ranges) > 1:
+        reasons.insert(0, f"a union of {len(ranges)} ranges of keys")
     if not reasons:
         reasons.append("nothing is masked")
     if not tiles.exact:
         reasons.append("tiles that ranges cannot decide count as partial")
     return tuple(reasons)
+
+
+def _of_range(keys: KeyRange) -> list[str]:
+    return [
+        *(f"keys start at `{_text(end)}`" for end in keys.lower),
+        *(f"keys end at `{_text(end)}`" for end in keys.upper),
+        *(f"only rows where `{_text(gate)}`" for gate in keys.gates),
+        *(f"`{_text(rest)}` does not bound the key: decided tile by tile from ranges" for rest in keys.residue),
+    ]
 
 
 def _text(expr: Expr) -> str:
