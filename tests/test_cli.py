@@ -147,7 +147,7 @@ def test_compile_reports_resources(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "target, code",
     [
-        ("missing.attn", "error["),
+        ("missing.attn", "unreadable-file"),
         ("nowhere", "unknown-target"),
         ("attndsl_nowhere:attn", "unknown-target"),
         (f"{GEMMA2}", "which-attention"),

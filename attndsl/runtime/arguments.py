@@ -117,7 +117,7 @@ def _check_tensors(reporter: Reporter, q: Any, k: Any, v: Any) -> None:
     named = {"q": q, "k": k, "v": v}
     for name, tensor in named.items():
         if not isinstance(tensor, Tensor):
-            reporter.error("not-a-tensor", f"`{name}` is a {type(tensor).__name__}, expected a torch tensor")
+            reporter.error("not-a-tensor", f"`{name}` is of type {type(tensor).__name__}, expected a torch tensor")
         elif tensor.dim() != 4:
             length = "q_len" if name == "q" else "kv_len"
             reporter.error(
@@ -134,7 +134,8 @@ def _check_tensors(reporter: Reporter, q: Any, k: Any, v: Any) -> None:
         found = {name: getattr(tensor, what) for name, tensor in named.items()}
         if len(set(found.values())) > 1:
             listed = ", ".join(f"{name} {value}" for name, value in found.items())
-            reporter.error(f"mixed-{what}s", f"q, k and v differ in {what}: {listed}")
+            help_ = f"convert them, for example `k.to(q.{what})`"
+            reporter.error(f"mixed-{what}s", f"q, k and v differ in {what}: {listed}", help=help_)
 
 
 def _check_shapes(reporter: Reporter, q: Tensor, k: Tensor, v: Tensor, enable_gqa: bool) -> None:
@@ -194,14 +195,14 @@ def _check_number_offset(reporter: Reporter, q_offset: Any) -> None:
 def _check_offset_tensor(reporter: Reporter, q_offset: Tensor, batch: int) -> None:
     if kind_of(q_offset.dtype) is not DType.I64 or q_offset.shape != (batch,):
         found = f"dtype {q_offset.dtype} and shape {tuple(q_offset.shape)}"
-        reporter.error("bad-offset", f"`q_offset` has {found}, expected one integer for each of {batch} batches")
+        reporter.error("bad-offset", f"`q_offset` has {found}, expected integers of shape ({batch},)")
 
 
 def check_capture(reporter: Reporter, variant: Variant, param: TensorParam, value: Value, device: torch.device) -> None:
     """One captured tensor: rank, kind and device; sizes are the business of `analysis.obligations`."""
     span = next((variant.origins.first(node) for node in variant.loads_of(param.name)), None)
     if not isinstance(value, Tensor):
-        reporter.error("not-a-tensor", f"`{param.name}` is a {type(value).__name__}, expected a tensor", span)
+        reporter.error("not-a-tensor", f"`{param.name}` is of type {type(value).__name__}, expected a tensor", span)
         return
     if value.dim() != param.rank:
         message = f"`{param.name}` has shape {tuple(value.shape)}, expected {param.rank} dimension(s)"
