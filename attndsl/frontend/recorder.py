@@ -90,13 +90,16 @@ class TraceRecorder:
     def finished(self, mod: Mod, value: Any) -> Expr:
         """What a mod of a stage returned, as that stage wants it."""
         node = self._result(mod, value)
+        is_mask = mod.stage is Stage.MASK
+        fits = node.dtype.is_bool if is_mask else node.dtype.is_float
+        span = None if fits else self._written_in(mod, node)
+        return self.builder.mask(node, span) if is_mask else self.builder.score(node, span, mod.stage.value)
+
+    def _written_in(self, mod: Mod, node: Expr) -> Span | None:
+        """Where a mod wrote its result: last, as other mods may have written it too; a bare argument has no place."""
         spans = self.builder.origins.of(node)
         code = code_of(mod.function)
-        # The place it was written at last is the mod's own; a bare argument was written nowhere.
-        span = spans[-1] if spans else definition_span(code) if code is not None else None
-        if mod.stage is Stage.MASK:
-            return self.builder.mask(node, span)
-        return self.builder.score(node, span, mod.stage.value)
+        return spans[-1] if spans else definition_span(code) if code is not None else None
 
     def _result(self, mod: Mod, value: Any) -> Expr:
         """What a mod returned as a node."""
