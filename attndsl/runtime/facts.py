@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from attndsl.analysis.bounds import Strategy
 from attndsl.analysis.intervals import Known
 from attndsl.analysis.obligations import Obligation, call_box, check_call
 from attndsl.analysis.summaries import Summary
@@ -43,7 +44,7 @@ class Facts:
     """
 
     fast: bool
-    tables: dict[tuple[int, int], TileTable] = field(default_factory=dict)
+    tables: dict[tuple[int, int], TileTable | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +103,9 @@ class FactBook:
         if refusals:
             raise CallError(refusals)
 
-    def table(self, program: Variant, call: Call, facts: Facts, block: tuple[int, int]) -> TileTable:
-        """The runs of key tiles the kernel walks, for tiles of `block` = (queries, keys)."""
-        found = facts.tables.get(block)
-        if found is None:
+    def table(self, program: Variant, call: Call, facts: Facts, block: tuple[int, int]) -> TileTable | None:
+        """The runs of key tiles the kernel walks, for tiles of `block` = (queries, keys); none where it visits all."""
+        if block not in facts.tables:
             values = dict(call.values)
             tiles = plan_blocks(
                 program,
@@ -118,8 +118,10 @@ class FactBook:
                 q_offset=call.q_offset,
                 known=self.known(program, values),
             )
-            found = facts.tables[block] = build_table(tiles.tiles.matrix(), tiles.tiling, call.q.device)
-        return found
+            is_table = tiles.walk is Strategy.TABLE
+            table = build_table(tiles.tiles.matrix(), tiles.tiling, call.q.device) if is_table else None
+            facts.tables[block] = table
+        return facts.tables[block]
 
     def known(self, variant: Variant, values: dict[str, int | float | Tensor]) -> Known:
         """What analysis may know of the values, summaries remembered by tensor version."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -30,12 +31,17 @@ from attndsl.runtime.tables import build_table
 class BlockPlan:
     """Tiles of one call: 0 empty, 1 partial, 2 full, over [B', H', Tq, Tk]."""
 
-    strategy: str
+    walk: Strategy
     reasons: tuple[str, ...]
     variant: Variant
     values: Mapping[str, Value]
     tiling: Tiling
     tiles: Classes
+
+    @property
+    def strategy(self) -> str:
+        """"closed_form", "table" or "dense": how a kernel knows which tiles to visit."""
+        return self.walk.value
 
     @property
     def counts(self) -> dict[str, int]:
@@ -51,7 +57,7 @@ class BlockPlan:
     @property
     def nbytes(self) -> int:
         """Bytes of tables a kernel reads: closed forms have none, and a dense walk needs none."""
-        if self.strategy != Strategy.TABLE.value:
+        if self.walk is not Strategy.TABLE:
             return 0
         return build_table(self.tiles.matrix(), self.tiling, torch.device("cpu")).nbytes
 
@@ -128,7 +134,9 @@ def plan_blocks(
         host = on_device(values, torch.device("cpu"))
         tiles = MatrixClasses(settle_partial(variant.mask, host, tiling, tiles.matrix()), exact=True)
     strategy = choose_strategy(variant.mask)
-    return BlockPlan(strategy.value, _reasons(variant.mask, tiles), variant, values, tiling, tiles)
+    if strategy is Strategy.TABLE and tiles.counts["partial"] == prod(tiling.shape):
+        strategy = Strategy.DENSE
+    return BlockPlan(strategy, _reasons(variant.mask, tiles), variant, values, tiling, tiles)
 
 
 def _reasons(mask: Expr, tiles: Classes) -> tuple[str, ...]:
