@@ -166,8 +166,6 @@ def chosen(path: Path, name: str | None) -> Variant:
     found = [variant for variant in variants if name in (None, variant.name)]
     if len(found) == 1:
         return found[0]
-    if not variants:
-        raise fail(ProgramError, "no-attention", f"`{path}` declares no attention")
     names = ", ".join(f"`{variant.name}`" for variant in variants)
     problem = "holds several attentions" if name is None else f"has no attention `{name}`"
     help_ = f"name one, e.g. `{path}:{variants[0].name}`"
