@@ -16,6 +16,7 @@ import numpy as np
 from attndsl.analysis.bounds import KeyRange, key_range, key_ranges
 from attndsl.analysis.cells import split_tables, with_tables
 from attndsl.analysis.intervals import Known, evaluate
+from attndsl.analysis.pieces import look_closer
 from attndsl.analysis.rows import RowRuns, row_runs
 from attndsl.analysis.tiling import Tiling
 from attndsl.analysis.unions import union_classes
@@ -101,6 +102,7 @@ def classify(mask: Expr, tiling: Tiling, known: Known) -> Classes:
     classes = np.zeros(tiling.shape, np.int8)
     for rows, runs in stretches:
         _classify_residue(classes[:, :, rows], bounds, tiling, known, rows, runs)
+    look_closer(classes, mask, tiling, known)
     return MatrixClasses(classes, exact=False)
 
 

@@ -12,6 +12,12 @@ import torch
 
 from attndsl.frontend.decorators import mask_mod
 from attndsl.frontend.symbols import Symbol
+from attndsl.library.grids import axial as axial
+from attndsl.library.grids import box_window as box_window
+from attndsl.library.grids import neighborhood as neighborhood
+from attndsl.library.grids import radial as radial
+from attndsl.library.grids import shifted_windows as shifted_windows
+from attndsl.library.grids import sliding_tiles as sliding_tiles
 
 
 @mask_mod
