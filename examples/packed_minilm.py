@@ -1,8 +1,8 @@
 """Sentences packed in one row: a real embedding model, all six layers through one attndsl kernel.
 
 MiniLM embeds sentences one by one, or padded to the longest. Here a dozen sentences lie end to end in a single row
-and a document mask keeps them apart; the picture shows which tiles hold a live pair at all. The embeddings must be
-those of the stock model run sentence by sentence.
+and a document mask keeps them apart; tiles that join only tokens of different sentences are skipped. The embeddings
+must be those of the stock model run sentence by sentence.
 
     python examples/packed_minilm.py
 
