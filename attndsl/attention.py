@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attndsl.analysis.bounds import Strategy
 from attndsl.codegen.plan import Specialisation
 from attndsl.compiler import KERNELS, Compilation
 from attndsl.diagnostics import UnsupportedError, fail
+from attndsl.execution import run_forward
 from attndsl.explain import explain
 from attndsl.frontend import parse
 from attndsl.frontend.bindings import Bindings
@@ -30,7 +30,7 @@ from attndsl.runtime.agreement import check_agreement
 from attndsl.runtime.aot import CompileReport, check_target, compile_for
 from attndsl.runtime.arguments import Call, check_call, check_plan
 from attndsl.runtime.backends import Backend, backend_named, check_kernel_shape, chosen
-from attndsl.runtime.facts import FactBook, Facts
+from attndsl.runtime.facts import FactBook
 from attndsl.runtime.planner import BlockPlan, plan_blocks
 from attndsl.runtime.statistics import Aux, wanted_statistics
 
@@ -94,11 +94,20 @@ class Attention:
         call = self._checked(q, k, v, scale=scale, enable_gqa=enable_gqa, q_offset=q_offset)
         if blocks is not None:
             routed = self._routed(table_of_call(blocks, call, enable_gqa), call.values, q_offset)
-            how = {"scale": scale, "enable_gqa": enable_gqa, "q_offset": q_offset, "return_aux": return_aux}
-            return routed(q, k, v, **how, backend=backend, check=check)
+            return routed(
+                q,
+                k,
+                v,
+                scale=scale,
+                enable_gqa=enable_gqa,
+                q_offset=q_offset,
+                return_aux=return_aux,
+                backend=backend,
+                check=check,
+            )
         is_dense = chosen(asked, call) is Backend.REFERENCE
         facts = self._facts.of(self._compilation.source, self._compilation.program, call)
-        result = self._dense(call, enable_gqa) if is_dense else self._launch(call, facts)
+        result = self._dense(call, enable_gqa) if is_dense else run_forward(self._compilation, self._facts, call, facts)
         if check and not is_dense:
             self._check(result, self._dense(call, enable_gqa), q.dtype)
         return result.out if wanted is None else (result.out, wanted.of(result.lse, result.max_score))
@@ -270,21 +279,6 @@ class Attention:
     def _checked(self, q: Any, k: Any, v: Any, **how: Any) -> Call:
         device = q.device if isinstance(q, Tensor) else None
         return check_call(self._compilation.source, self._values(device), q, k, v, **how)
-
-    def _launch(self, call: Call, facts: Facts) -> launch.Rows:
-        spec = Specialisation(
-            dtype=launch.DTYPES[call.q.dtype],
-            head_dim=call.head_dim,
-            v_head_dim=max(call.v_head_dim, 1),
-            fast=facts.fast,
-            offset_per_batch=isinstance(call.q_offset, Tensor),
-        )
-        kernel = self._compilation.kernel("forward", spec)
-        tile = launch.tile_for(call)
-        table = None
-        if kernel.plan.walk.strategy is Strategy.TABLE:
-            table = self._facts.table(self._compilation.program, call, facts, (tile.block_m, tile.block_n))
-        return launch.forward(call, kernel, tile, table)
 
     @staticmethod
     def _check(found: launch.Rows | Result, expected: Result, dtype: torch.dtype) -> None:
