@@ -15,6 +15,11 @@ def is_interpreting() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
+def silent_arithmetic() -> np.errstate:
+    """A context in which infinities and NaN arise without a warning, as they do on a GPU."""
+    return np.errstate(all="ignore")
+
+
 @cache
 def widen_bfloat16_products() -> None:
     """Make the interpreter multiply bfloat16 matrices by value.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from attndsl.analysis.bounds import Strategy
 from attndsl.codegen.plan import Emitted, KernelPlan, padded
 from attndsl.ir.variant import TensorParam
 from attndsl.runtime.arguments import Call
-from attndsl.runtime.interpreter import widen_bfloat16_products
+from attndsl.runtime.interpreter import silent_arithmetic, widen_bfloat16_products
 from attndsl.runtime.store import load_module
 from attndsl.runtime.tables import TileTable
 from attndsl.runtime.tiles import INTERPRETER, TileShape, default_tile, family_of
@@ -40,6 +41,10 @@ def allocate(call: Call) -> Rows:
 
 def forward(call: Call, emitted: Emitted, tile: TileShape | None = None, table: TileTable | None = None) -> Rows:
     """Run the forward kernel; `table` for a plan that walks one, made for the same tile shape."""
+    if call.v_head_dim == 0:
+        # Kernels have at least one column of values: a stand-in for it keeps them inside the memory of the tensors.
+        rows = forward(replace(call, v=call.v.new_zeros(*call.v.shape[:3], 1)), emitted, tile, table)
+        return replace(rows, out=rows.out[..., :0])
     rows = allocate(call)
     if rows.out.numel() == 0 and rows.lse.numel() == 0:
         return rows
@@ -56,7 +61,7 @@ def forward(call: Call, emitted: Emitted, tile: TileShape | None = None, table: 
 
 def _launch(kernel: Any, grid: tuple[int], arguments: Iterator[Any], q: Tensor, tile: TileShape) -> None:
     # Triton launches on the current device, which need not be the tensors'.
-    with torch.cuda.device_of(q):
+    with torch.cuda.device_of(q), nullcontext() if q.is_cuda else silent_arithmetic():
         kernel[grid](
             *arguments,
             BLOCK_M=tile.block_m,
