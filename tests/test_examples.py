@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,17 @@ def variants() -> list[Variant]:
 
 
 @pytest.mark.parametrize("variant", variants(), ids=lambda variant: variant.name)
-def test_text_becomes_a_kernel(variant: Variant) -> None:
+def test_text_becomes_this_kernel(variant: Variant, golden: Callable[..., None]) -> None:
+    """The goldens are Python files, so that the linter's format check covers what is emitted."""
     source = emit_source(variant)
     compile(source, f"{variant.name}.py", "exec")
-    assert "@triton.jit" in source
+    golden(source, "examples", suffix=".py")
+
+
+@pytest.mark.parametrize("seed", ["0", "1"])
+def test_another_process_prints_the_same_bytes(seed: str) -> None:
+    """Whatever order its sets and dicts are hashed in."""
+    target = str(EXAMPLES / "gpt_oss.attn")
+    command = [sys.executable, "-m", "attndsl", "show", target, "--stage", "triton"]
+    shown = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONHASHSEED": seed})
+    assert shown.stdout == emit_source(read(target)[0])
