@@ -11,6 +11,7 @@ from enum import Enum
 
 from attndsl.analysis.axes import axes_below
 from attndsl.analysis.bounds import Strategy, choose_strategy, key_range, key_ranges
+from attndsl.analysis.infinite import may_be_infinite
 from attndsl.analysis.monotone import Trend, trend_in_query
 from attndsl.analysis.streaming import Streaming, stream
 from attndsl.codegen.names import KERNEL_NAMES, kernel_names
@@ -165,6 +166,11 @@ class KernelPlan:
     def scales_late(self) -> bool:
         """Whether the scale joins the exponent: without score mods, and with a sign that keeps the maximum's place."""
         return self.score is build.SCORE and self.spec.fast
+
+    @property
+    def hides_keys(self) -> bool:
+        """Whether a score may mask a pair that its mask keeps: then even a full tile may hold a key nobody sees."""
+        return may_be_infinite(self.score)
 
     @property
     def never(self) -> bool:

@@ -22,7 +22,10 @@ from attndsl.ir.rewrite import postorder
 from attndsl.ir.types import Axis
 from attndsl.ir.variant import ScalarParam, TensorParam
 
-LIVE = LoadStyle(clamped=False)
+SEEN = (
+    "# A key that no query of the tile sees stays out of the product, whatever its value holds.",
+    "seen = tl.max((s != -INF).to(tl.int32), 0) != 0",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ class ForwardText:
     precision: str
     scale_product: str
     scale_maximum: str
-    to_log2: str
+    exponent: str
     widen: str
 
 
@@ -136,7 +139,8 @@ class _Forward:
             precision=', input_precision="ieee"' if plan.spec.dtype == "fp32" else "",
             scale_product="" if plan.scales_late else " * sm_scale",
             scale_maximum=" * sm_scale" if plan.scales_late else "",
-            to_log2="qk_scale" if plan.scales_late else "LOG2E",
+            # Score mods may leave numbers so large that only their difference to the maximum is safe to multiply.
+            exponent="s * qk_scale - (shift * LOG2E)[:, None]" if plan.scales_late else "(s - shift[:, None]) * LOG2E",
             widen="" if plan.spec.fast else ".to(tl.int64)",
         )
 
@@ -261,15 +265,17 @@ class _Forward:
         lines = self._values(column, tile, self.full)
         if any(node is build.K for node in postorder(self.plan.score)):
             lines = ("kv_idx = keys[None, :]", *lines)
+        seen_lines, seen_mask = (SEEN, ("seen[:, None]",)) if self.plan.hides_keys else ((), ())
         return Region(
             comment="Full tiles: every pair is live.",
             start=start,
             stop=stop,
             k_load=_load("k_tile", *self._d_mask("offs_d[:, None]", spec.head_dim)),
-            v_load=_load("v_tile", *self._d_mask(f"{self._offs_dv}[None, :]", spec.v_head_dim)),
+            v_load=_load("v_tile", *seen_mask, *self._d_mask(f"{self._offs_dv}[None, :]", spec.v_head_dim)),
             lines=(
                 *lines,
                 *self._score_lines(self.plan.placement.full_column, self.plan.placement.full_tile, self.full),
+                *seen_lines,
             ),
         )
 
@@ -282,8 +288,7 @@ class _Forward:
         lines.extend(self._live_lines())
         lines.extend(self._score_lines(placement.column, placement.tile, self.hoisted))
         lines.append("s = tl.where(live, s, -INF)")
-        lines.append("# A key that no query of the tile sees stays out of the product, whatever its value holds.")
-        lines.append("seen = tl.max(live.to(tl.int32), 0) != 0")
+        lines.extend(SEEN)
         return Region(
             comment=comment,
             start=start,
@@ -343,9 +348,9 @@ class _Forward:
         yield from self._statements(placement.row, names, self.hoisted)
         yield f"sink_i = {self.printer.named(sink, names | _names(placement.row), self.hoisted)}"
         yield "m_new = tl.maximum(m_i, sink_i)"
-        yield "shift = tl.where(m_new == -INF, 0.0, m_new) * LOG2E"
-        yield "alpha = tl.exp2(m_i * LOG2E - shift)"
-        yield "l_i = l_i * alpha + tl.exp2(sink_i * LOG2E - shift)"
+        yield "shift = tl.where(m_new == -INF, 0.0, m_new)"
+        yield "alpha = tl.exp2((m_i - shift) * LOG2E)"
+        yield "l_i = l_i * alpha + tl.exp2((sink_i - shift) * LOG2E)"
         yield "acc = acc * alpha[:, None]"
         yield "m_i = m_new"
 

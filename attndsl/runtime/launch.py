@@ -90,7 +90,7 @@ def _arguments(call: Call, plan: KernelPlan, rows: Rows, table: TileTable | None
         assert table is not None
         yield from (table.records, table.rows, table.batch_stride, table.head_stride)
     yield call.scale
-    yield call.q_offset
+    yield call.q_offset.contiguous() if isinstance(call.q_offset, Tensor) else call.q_offset
     yield from (call.q_len, call.kv_len, call.heads, call.heads // call.kv_heads)
     for tensor in (call.q, call.k, call.v, rows.out):
         # The stride of a dimension of one element is arbitrary; 0 keeps one kernel for all of them.

@@ -122,11 +122,11 @@ def forward(
         live = live & (keys < kv_len)[None, :]
         s = tl.where(live, s, -INF)
         # A key that no query of the tile sees stays out of the product, whatever its value holds.
-        seen = tl.max(live.to(tl.int32), 0) != 0
+        seen = tl.max((s != -INF).to(tl.int32), 0) != 0
         m_new = tl.maximum(m_i, tl.max(s, 1) * sm_scale)
-        shift = tl.where(m_new == -INF, 0.0, m_new) * LOG2E
-        p = tl.exp2(s * qk_scale - shift[:, None])
-        alpha = tl.exp2(m_i * LOG2E - shift)
+        shift = tl.where(m_new == -INF, 0.0, m_new)
+        p = tl.exp2(s * qk_scale - (shift * LOG2E)[:, None])
+        alpha = tl.exp2((m_i - shift) * LOG2E)
         v_tile = V + tl.cast(start_n, tl.int64) * stride_vn + v_offs
         v = tl.load(v_tile, mask=seen[:, None], other=0.0)
         acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None])
@@ -140,9 +140,9 @@ def forward(
         k = tl.load(k_tile)
         s = tl.dot(q, k)
         m_new = tl.maximum(m_i, tl.max(s, 1) * sm_scale)
-        shift = tl.where(m_new == -INF, 0.0, m_new) * LOG2E
-        p = tl.exp2(s * qk_scale - shift[:, None])
-        alpha = tl.exp2(m_i * LOG2E - shift)
+        shift = tl.where(m_new == -INF, 0.0, m_new)
+        p = tl.exp2(s * qk_scale - (shift * LOG2E)[:, None])
+        alpha = tl.exp2((m_i - shift) * LOG2E)
         v_tile = V + tl.cast(start_n, tl.int64) * stride_vn + v_offs
         v = tl.load(v_tile)
         acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None])
@@ -161,11 +161,11 @@ def forward(
         live = live & (keys < kv_len)[None, :]
         s = tl.where(live, s, -INF)
         # A key that no query of the tile sees stays out of the product, whatever its value holds.
-        seen = tl.max(live.to(tl.int32), 0) != 0
+        seen = tl.max((s != -INF).to(tl.int32), 0) != 0
         m_new = tl.maximum(m_i, tl.max(s, 1) * sm_scale)
-        shift = tl.where(m_new == -INF, 0.0, m_new) * LOG2E
-        p = tl.exp2(s * qk_scale - shift[:, None])
-        alpha = tl.exp2(m_i * LOG2E - shift)
+        shift = tl.where(m_new == -INF, 0.0, m_new)
+        p = tl.exp2(s * qk_scale - (shift * LOG2E)[:, None])
+        alpha = tl.exp2((m_i - shift) * LOG2E)
         v_tile = V + tl.cast(start_n, tl.int64) * stride_vn + v_offs
         v = tl.load(v_tile, mask=seen[:, None], other=0.0)
         acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None])
@@ -178,9 +178,9 @@ def forward(
     sink_h = tl.load(sink + h * stride_sink_0).to(tl.float32)
     sink_i = sink_h
     m_new = tl.maximum(m_i, sink_i)
-    shift = tl.where(m_new == -INF, 0.0, m_new) * LOG2E
-    alpha = tl.exp2(m_i * LOG2E - shift)
-    l_i = l_i * alpha + tl.exp2(sink_i * LOG2E - shift)
+    shift = tl.where(m_new == -INF, 0.0, m_new)
+    alpha = tl.exp2((m_i - shift) * LOG2E)
+    l_i = l_i * alpha + tl.exp2((sink_i - shift) * LOG2E)
     acc = acc * alpha[:, None]
     m_i = m_new
     # A row without a live key has l_i = 0: output 0, lse -inf.

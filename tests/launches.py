@@ -1,0 +1,182 @@
+"""Kernels run on small calls, held against the reference in float64: what the suites and the fuzzer of kernels share.
+
+In: a program and a call. Out: the rows of a kernel, or an `AssertionError` that says which row is off. Kernels run in
+Triton's interpreter, so `TRITON_INTERPRET=1` must be set before triton is imported.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import cache
+
+import pytest
+import torch
+from compare import assert_rows_close
+from strategies import Case
+from torch import Tensor
+
+from attndsl.analysis.bounds import Strategy, choose_strategy
+from attndsl.codegen.plan import Specialisation
+from attndsl.compiler import Compilation
+from attndsl.frontend.parse import parse
+from attndsl.ir.variant import Variant
+from attndsl.reference import Result, attend
+from attndsl.runtime import launch
+from attndsl.runtime.arguments import Call, check_call
+from attndsl.runtime.facts import FactBook
+from attndsl.runtime.planner import plan_blocks
+from attndsl.runtime.tables import TileTable, build_table
+from attndsl.runtime.tiles import TileShape
+
+interpreted = [
+    pytest.mark.interpreter,
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1"),
+]
+"""The marks of every test that runs a kernel."""
+
+TILE = TileShape(16, 16, 4, 1)
+TOLERANCE = {torch.float32: 2e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+"""Of a row's largest error, relative to its largest value where that is above 1."""
+
+Value = int | float | Tensor
+
+
+class Program:
+    """A variant with the values of its parameters, compiled once."""
+
+    def __init__(self, variant: Variant, values: Mapping[str, Value]) -> None:
+        self.variant = variant
+        self.values = {**{param.name: param.default for param in variant.scalars}, **values}
+        self._compilation = Compilation(variant)
+        self._facts = FactBook()
+
+    def call(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, q_offset: int | Tensor = 0) -> Call:
+        return check_call(self.variant, self.values, q, k, v, scale=scale, enable_gqa=True, q_offset=q_offset)
+
+    def is_fast(self, call: Call) -> bool:
+        """Whether the fast kernel may run the call; refuses a call without a meaning."""
+        return self._facts.of(self.variant, self._compilation.program, call).fast
+
+    def run(self, call: Call, *, fast: bool, tile: TileShape = TILE, strategy: Strategy | None = None) -> launch.Rows:
+        """One kernel; `strategy` is the walk over the keys, by default the one the mask allows."""
+        offsets = isinstance(call.q_offset, Tensor)
+        dtype, v_head_dim = launch.DTYPES[call.q.dtype], max(1, call.v_head_dim)
+        spec = Specialisation(dtype, call.head_dim, v_head_dim, fast, offsets, strategy)
+        emitted = self._compilation.kernel("forward", spec)
+        table = self._table(call, tile) if emitted.plan.walk.strategy is Strategy.TABLE else None
+        return launch.forward(call, emitted, tile, table)
+
+    def walks(self) -> list[Strategy]:
+        """The walks the mask allows besides the one its kernels take by default."""
+        mask = self._compilation.program.mask
+        possible = (Strategy.TABLE, Strategy.DENSE)
+        return [strategy for strategy in possible if strategy is not choose_strategy(mask)]
+
+    def _table(self, call: Call, tile: TileShape) -> TileTable:
+        plan = plan_blocks(
+            self._compilation.program,
+            dict(self.values),
+            call.q_len,
+            call.kv_len,
+            batch=call.batch,
+            heads=call.heads,
+            block=(tile.block_m, tile.block_n),
+            q_offset=call.q_offset,
+        )
+        return build_table(plan.tiles.matrix(), plan.tiling, call.q.device)
+
+    def expected(self, call: Call) -> Result:
+        """The reference in float64, from the inputs as they are."""
+        q, k, v = (tensor.double() for tensor in (call.q, call.k, call.v))
+        return attend(self.variant, self.values, q, k, v, scale=call.scale, enable_gqa=True, q_offset=call.q_offset)
+
+
+@cache
+def variant(text: str) -> Variant:
+    """The one attention of a text; `mask`, `score` and other items alone stand for an attention without parameters."""
+    return parse(text if "attention" in text else f"attention test() {{ {text} }}")[0]
+
+
+def program(text: str, **values: Value) -> Program:
+    """A program from text."""
+    return Program(variant(text), values)
+
+
+def check(
+    subject: Program,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    tile: TileShape = TILE,
+    note: str = "",
+    fast: bool | None = None,
+    statistics: bool = True,
+    **how: float | int | Tensor,
+) -> launch.Rows:
+    """Run both kernels the call allows and hold them against the reference; returns the rows of the last.
+
+    `fast` demands that the fast kernel be allowed or not; `statistics` compares `lse` and `max_score` too.
+    """
+    call = subject.call(q, k, v, **how)
+    is_fast = subject.is_fast(call)
+    assert fast is None or fast is is_fast, f"the fast kernel is {'' if is_fast else 'not '}allowed"
+    expected = subject.expected(call)
+    for kind in (True, False) if is_fast else (False,):
+        rows = subject.run(call, fast=kind, tile=tile)
+        compare(
+            rows, expected, TOLERANCE[q.dtype], f"{'fast' if kind else 'general'} kernel, {tile}\n{note}", statistics
+        )
+    return rows
+
+
+def check_walks(subject: Program, call: Call, tile: TileShape = TILE, note: str = "") -> None:
+    """Every way to walk the keys gives the same bits."""
+    fast = subject.is_fast(call)
+    usual = subject.run(call, fast=fast, tile=tile)
+    for strategy in subject.walks():
+        rows = subject.run(call, fast=fast, tile=tile, strategy=strategy)
+        for name in ("out", "lse", "max_score"):
+            same = torch.equal(getattr(rows, name), getattr(usual, name))
+            assert same, f"{name} of the {strategy.value} walk has other bits\n{note}"
+
+
+def compare(rows: launch.Rows, expected: Result, tolerance: float, note: str, statistics: bool = True) -> None:
+    assert_rows_close(rows.out, expected.out, tolerance, f"output, {note}")
+    if statistics:
+        assert expected.lse is not None
+        assert_rows_close(rows.lse[..., None], expected.lse[..., None], tolerance, f"lse, {note}")
+        assert_rows_close(rows.max_score[..., None], expected.max_score[..., None], tolerance, f"max_score, {note}")
+
+
+def check_case(case: Case, tile: TileShape = TILE) -> None:
+    """A random program through its kernels; a failure prints it as text."""
+    subject, tensors = Program(case.variant, case.values), case.inputs()
+    check(subject, *tensors, tile=tile, note=repr(case), q_offset=case.q_offset)
+    check_walks(subject, subject.call(*tensors, q_offset=case.q_offset), tile, repr(case))
+
+
+def inputs(
+    *,
+    batch: int = 1,
+    heads: int = 1,
+    kv_heads: int | None = None,
+    q_len: int = 40,
+    kv_len: int | None = None,
+    head_dim: int = 16,
+    v_head_dim: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v of those sizes."""
+    kv_heads = heads if kv_heads is None else kv_heads
+    kv_len = q_len if kv_len is None else kv_len
+    generator = torch.Generator().manual_seed(seed)
+    shapes = (
+        (batch, heads, q_len, head_dim),
+        (batch, kv_heads, kv_len, head_dim),
+        (batch, kv_heads, kv_len, head_dim if v_head_dim is None else v_head_dim),
+    )
+    q, k, v = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+    return q, k, v

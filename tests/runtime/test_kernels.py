@@ -1,0 +1,38 @@
+"""Random programs through their kernels, against the reference in float64."""
+
+from __future__ import annotations
+
+from census import Census
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from launches import check_case, interpreted
+from strategies import Case, affine_masks, cases
+
+from attndsl.reference import live_pairs
+
+pytestmark = interpreted
+
+# Shrinking takes minutes in the interpreter; a failure is short enough to read as it is.
+RANDOM = settings(deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+SMALL = {"max_programs": 2, "max_length": 65, "tensor_offsets": True}
+
+
+def test_random_programs() -> None:
+    census = Census()
+
+    @seed(0)
+    @settings(RANDOM, max_examples=100)
+    @given(cases(**SMALL))
+    def run(case: Case) -> None:
+        census.add(live_pairs(case.variant, case.values, **case.grid))
+        check_case(case)
+
+    run()
+    print(census)
+    assert min(census.shares.values()) >= 0.2, str(census)
+
+
+@seed(0)
+@settings(RANDOM, max_examples=30)
+@given(affine_masks(**SMALL))
+def test_random_bounds(case: Case) -> None:
+    check_case(case)
