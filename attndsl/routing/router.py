@@ -129,14 +129,12 @@ def router(
     reporter = Reporter(CallError)
     check_block(reporter, block)
     queries, keys = _pool(reporter, "pool_q", pool_q), _pool(reporter, "pool_k", pool_k)
-    if isinstance(score, str) and score not in tuple(Score):
+    if not (score in tuple(Score) if isinstance(score, str) else isinstance(score, Tensor) or callable(score)):
         help_ = 'use "dot", "bound", a tensor of gates or a function of (q, k)'
         reporter.error("bad-score", f"there is no score {score!r}", help=help_)
-    elif not isinstance(score, str | Tensor) and not callable(score):
-        reporter.error("bad-score", f"`score` is a {type(score).__name__}")
     if not callable(select):
         reporter.error("bad-selection", f"`select` is {select!r}", help="use `ad.routers.top_k(8)` or the like")
-    if pool_k is not None and score != "dot":
+    if pool_k is not None and not (isinstance(score, str) and score == "dot"):
         reporter.error("bad-pool", '`pool_k` is for `score="dot"`: this score does not pool keys')
     reporter.check()
     kept = kept_blocks(("diagonal",) if keep is None and causal else keep or ())

@@ -212,13 +212,13 @@ def test_explanations_name_the_table() -> None:
 def test_what_is_no_table_is_refused() -> None:
     q, k, v = (dense.normal(1, 1, 32, 8, seed=i).double() for i in range(3))
     attn = MASKS["none"][0]
-    with pytest.raises(ad.DiagnosticError, match="bad-blocks.*`blocks` is a Tensor"):
+    with pytest.raises(ad.DiagnosticError, match=r"bad-blocks.*`blocks` is a Tensor"):
         attn(q, k, v, blocks=torch.ones(1))
     with pytest.raises(ad.DiagnosticError, match="router-without-tensors"):
         attn.plan(32, blocks=ad.routers.moba(8, 2))
-    with pytest.raises(ad.DiagnosticError, match="table-shape.*query blocks 2, not 4"):
+    with pytest.raises(ad.DiagnosticError, match=r"table-shape.*query blocks 2, not 4"):
         attn(q, k, v, blocks=ad.BlockTable(torch.ones(1, 1, 2, 4, dtype=torch.bool), (8, 8)))
-    with pytest.raises(ad.DiagnosticError, match="table-shape.*heads 3, not 1"):
+    with pytest.raises(ad.DiagnosticError, match=r"table-shape.*heads 3, not 1"):
         attn.plan(32, blocks=ad.BlockTable(torch.ones(1, 3, 4, 4, dtype=torch.bool), (8, 8)))
 
 

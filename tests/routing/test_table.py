@@ -107,7 +107,7 @@ def test_mistake(mistake: str, golden: Callable[..., None]) -> None:
 
 def test_devices_are_compared() -> None:
     live = torch.ones(1, 1, 1, 1, dtype=torch.bool, device="meta")
-    with pytest.raises(ad.DiagnosticError, match="mixed-devices.*on meta, q, k and v on cpu"):
+    with pytest.raises(ad.DiagnosticError, match=r"mixed-devices.*on meta, q, k and v on cpu"):
         ad.BlockTable(live, (64, 64)).check_fits(1, 1, 64, 64, torch.device("cpu"))
     with pytest.raises(ad.DiagnosticError, match="mixed-devices"):
         ad.BlockTable.from_indices(INDICES.to("meta"), COUNTS, (64, 64), 3)
