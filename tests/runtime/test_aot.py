@@ -1,0 +1,130 @@
+"""Compilation ahead of time: every target with no GPU at hand, and what the reports say."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from functools import cache
+
+import pytest
+import torch
+
+import attndsl as ad
+from attndsl.attention import Attention
+from attndsl.diagnostics import UnsupportedError
+from attndsl.runtime.aot import TARGETS, CompileReport, KernelReport
+
+CAUSAL = "attention causal {\n    mask  kv_idx <= q_idx\n}"
+CAPTURES = """
+attention captures(doc: int tensor[B, N], keep: bool tensor[N], slopes: tensor[H], window: int, cap: float) {
+    mask   doc[b, q_idx] == doc[b, kv_idx] and keep[kv_idx] and q_idx - kv_idx < window
+    score  cap * tanh((score - slopes[h] * float(q_idx - kv_idx)) / cap)
+}
+"""
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="compiles in this process; one test below sets the variable"
+)
+
+
+def one(source: str) -> Attention:
+    (declared,) = ad.parse(source)
+    return declared
+
+
+@cache
+def report(target: str, source: str = CAUSAL, dtype: torch.dtype = torch.bfloat16, dim: int = 64) -> CompileReport:
+    return one(source).compile_for(target, dtype=dtype, head_dim=dim)
+
+
+def test_the_names_of_a_report() -> None:
+    pinned = {"name", "registers", "spilled_bytes", "shared_bytes", "instructions", "assembly"}
+    assert pinned <= {field.name for field in fields(KernelReport)}
+    assert {"target", "kernels"} <= {field.name for field in fields(CompileReport)}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target(target: str) -> None:
+    found = report(target)
+    assert found.target == target
+    (kernel,) = found.kernels
+    assert kernel.name == "forward"
+    assert 16 <= kernel.registers <= 255
+    assert kernel.spilled_bytes == 0
+    assert 0 < kernel.shared_bytes <= (228 if target.startswith("cuda") else 64) * 1024
+    assert sum(kernel.instructions.values()) > 100
+    assert all(count > 0 for count in kernel.instructions.values())
+    head, forward = (".version", ".entry forward") if target.startswith("cuda") else (".amdgcn_target", "forward:")
+    assert head in kernel.assembly
+    assert forward in kernel.assembly
+    printed = str(found)
+    assert printed.startswith(target)
+    assert f"{kernel.registers} registers" in printed
+
+
+@pytest.mark.parametrize(
+    "target, product",
+    [("cuda:80", "mma"), ("cuda:90", "wgmma"), ("cuda:100", "tcgen05"), ("hip:gfx942", "v_mfma_f32_32x32x8_bf16")],
+)
+def test_products_are_those_of_the_machine(target: str, product: str) -> None:
+    instructions = report(target).kernels[0].instructions
+    assert instructions.get(product, 0) > 0, sorted(instructions)
+
+
+def test_captured_values_of_every_kind() -> None:
+    (kernel,) = report("cuda:80", CAPTURES, dim=16).kernels
+    pointers, floats = (kernel.assembly.count(f".param .{kind} ") for kind in ("u64 .ptr", "f32"))
+    plain = report("cuda:80").kernels[0].assembly
+    assert pointers >= plain.count(".param .u64 .ptr ") + 3  # doc, keep and slopes
+    assert floats == plain.count(".param .f32 ") + 1 == 2  # the scale, and cap
+
+
+def test_elements_and_head_dims_reach_the_assembler() -> None:
+    narrow = one(CAUSAL).compile_for("cuda:80", dtype=torch.float16, head_dim=16, v_head_dim=32).kernels[0]
+    assert "f16" in narrow.assembly
+    assert "bf16" not in narrow.assembly
+    assert narrow.shared_bytes < report("cuda:80").kernels[0].shared_bytes
+
+
+@pytest.mark.parametrize(
+    "target", ["cuda", "cuda:", "cuda:9", "cuda:75", "cuda:999", "hip:gfx1", "rocm:gfx942", "", None]
+)
+def test_other_targets_are_refused(target: str) -> None:
+    with pytest.raises(UnsupportedError, match="unknown-target") as caught:
+        one(CAUSAL).compile_for(target, dtype=torch.bfloat16, head_dim=64)
+    assert all(f'"{known}"' in str(caught.value) for known in TARGETS)
+
+
+def test_the_cpu_has_no_kernels_yet() -> None:
+    with pytest.raises(UnsupportedError, match="no native CPU kernels yet"):
+        one(CAUSAL).compile_for("cpu", dtype=torch.float32, head_dim=64)
+
+
+@pytest.mark.parametrize("dtype, dim", [(torch.float64, 64), (torch.bfloat16, 0), (torch.bfloat16, 257)])
+def test_what_kernels_do_not_take_is_refused_before_compiling(dtype: torch.dtype, dim: int) -> None:
+    with pytest.raises(UnsupportedError, match="kernels take"):
+        one(CAUSAL).compile_for("cuda:80", dtype=dtype, head_dim=dim)
+
+
+def test_a_process_that_interprets_compiles_too() -> None:
+    code = f"""
+import json, torch, attndsl as ad
+q = torch.ones(1, 1, 4, 16)
+(causal,) = ad.parse({CAUSAL!r})
+assert causal(q, q, q, backend="triton").shape == q.shape
+kernel = causal.compile_for("cuda:80", dtype=torch.bfloat16, head_dim=64).kernels[0]
+print(json.dumps([kernel.name, kernel.registers, kernel.spilled_bytes, kernel.shared_bytes]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    here = report("cuda:80").kernels[0]
+    assert json.loads(done.stdout) == ["forward", here.registers, here.spilled_bytes, here.shared_bytes]
