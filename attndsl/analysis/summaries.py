@@ -15,8 +15,8 @@ import numpy as np
 
 from attndsl.analysis.values import Array, Interval
 
-MAX_WINDOWED = 2**25
-"""Elements beyond which no windowed arrays are made: the range of the whole tensor stands for every box."""
+MAX_WINDOWED = 2**28
+"""Bytes of a tensor beyond which no windowed arrays are made: the range of the whole tensor stands for every box."""
 
 MAX_SHAPES = 16
 """Distinct window shapes one question may need; more, and the box around all tiles stands for each."""
@@ -66,7 +66,7 @@ class ArraySummary:
         """The windows needed, as powers of two per axis; `None` where they would cost too much."""
         levels = [np.unique(_level(hi - lo + 1)).tolist() for lo, hi in ends]
         shapes = list(product(*levels))
-        affordable = len(shapes) <= MAX_SHAPES and self._array.size <= MAX_WINDOWED
+        affordable = len(shapes) <= MAX_SHAPES and self._array.nbytes <= MAX_WINDOWED
         return shapes if affordable else None
 
     def _by_windows(self, ends: list[tuple[Array, Array]], shapes: list[tuple[int, ...]]) -> Interval:
