@@ -15,7 +15,6 @@ from attndsl.compiler import KERNELS, Compilation
 from attndsl.diagnostics import UnsupportedError, fail
 from attndsl.execution import run_forward
 from attndsl.explain import explain
-from attndsl.frontend import parse
 from attndsl.frontend.bindings import Bindings
 from attndsl.frontend.tracing import trace
 from attndsl.ir.printer import print_variant
@@ -303,7 +302,9 @@ class Attention:
 
 def _from_text(text: str, bindings: Bindings) -> Attention:
     """What a pickle holds, as an attention."""
-    (variant,) = parse.parse(text, "<pickle>")
+    from attndsl.frontend.parse import parse  # brings the parser, which Python variants do without
+
+    (variant,) = parse(text, "<pickle>")
     return Attention(Compilation(variant), bindings)
 
 

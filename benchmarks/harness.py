@@ -23,7 +23,7 @@ from rich.table import Column, Table
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("attndsl", "torch", "triton", "sympy", "lark", "jinja2")
 MISSED = "missed"
-WIDTH = 120
+WIDTH = 140
 Row = dict[str, Any]
 
 

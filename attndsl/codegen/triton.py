@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-
-import jinja2
+from typing import TYPE_CHECKING
 
 from attndsl.analysis.axes import axes_of
 from attndsl.analysis.bounds import Strategy
@@ -22,9 +21,13 @@ from attndsl.ir.rewrite import postorder
 from attndsl.ir.types import Axis
 from attndsl.ir.variant import ScalarParam, TensorParam
 
-SEEN = (
+if TYPE_CHECKING:
+    import jinja2
+
+HIDDEN = (
     "# A key that no query of the tile sees stays out of the product, whatever its value holds.",
     "seen = tl.max((s != -INF).to(tl.int32), 0) != 0",
+    "v = tl.where(seen[:, None], v, 0.0)",
 )
 
 
@@ -38,6 +41,7 @@ class Region:
     k_load: str
     v_load: str
     lines: tuple[str, ...]
+    hidden: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,8 @@ def emit_forward(plan: KernelPlan) -> str:
 
 @cache
 def _environment() -> jinja2.Environment:
+    import jinja2
+
     return jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: (files("attndsl.codegen") / "templates" / name).read_text("utf-8")),
         undefined=jinja2.StrictUndefined,
@@ -260,27 +266,17 @@ class _Forward:
         yield self._partial("Partial tiles after the full ones.", "full_hi", "key_hi")
 
     def _whole(self, start: str, stop: str) -> Region:
-        spec = self.plan.spec
+        """Full tiles; a score that may be -inf can still hide keys in them."""
         column, tile = self.plan.placement.full_column, self.plan.placement.full_tile
-        lines = self._values(column, tile, self.full)
+        lines = [*self._values(column, tile, self.full), *self._score_lines(column, tile, self.full)]
         if any(node is build.K for node in postorder(self.plan.score)):
-            lines = ("kv_idx = keys[None, :]", *lines)
-        seen_lines, seen_mask = (SEEN, ("seen[:, None]",)) if self.plan.hides_keys else ((), ())
-        return Region(
-            comment="Full tiles: every pair is live.",
-            start=start,
-            stop=stop,
-            k_load=_load("k_tile", *self._d_mask("offs_d[:, None]", spec.head_dim)),
-            v_load=_load("v_tile", *seen_mask, *self._d_mask(f"{self._offs_dv}[None, :]", spec.v_head_dim)),
-            lines=(
-                *lines,
-                *self._score_lines(self.plan.placement.full_column, self.plan.placement.full_tile, self.full),
-                *seen_lines,
-            ),
-        )
+            lines.insert(0, "kv_idx = keys[None, :]")
+        hidden = HIDDEN if self.plan.hides_keys else ()
+        return self._region("Full tiles: every pair is live.", start, stop, None, lines, hidden)
 
     def _partial(self, comment: str, start: str, stop: str) -> Region:
-        spec, placement = self.plan.spec, self.plan.placement
+        """Partial tiles: keys outside are not read; those inside that no query sees are kept out of the product."""
+        placement = self.plan.placement
         lines: list[str] = []
         if any(node is build.K for node in postorder(self.plan.mask, self.plan.score)):
             lines.append("kv_idx = tl.minimum(keys, kv_len - 1)[None, :]")
@@ -288,15 +284,22 @@ class _Forward:
         lines.extend(self._live_lines())
         lines.extend(self._score_lines(placement.column, placement.tile, self.hoisted))
         lines.append("s = tl.where(live, s, -INF)")
-        lines.extend(SEEN)
-        return Region(
-            comment=comment,
-            start=start,
-            stop=stop,
-            k_load=_load("k_tile", "(keys < kv_len)[None, :]", *self._d_mask("offs_d[:, None]", spec.head_dim)),
-            v_load=_load("v_tile", "seen[:, None]", *self._d_mask(f"{self._offs_dv}[None, :]", spec.v_head_dim)),
-            lines=tuple(lines),
-        )
+        if not self.plan.seen_are_bounded:
+            return self._region(comment, start, stop, "keys < kv_len", lines, HIDDEN)
+        has_lower = any(keys.lower for keys in self.plan.walk.ranges)
+        inside = "(keys >= seen_lo) & (keys < key_hi)" if has_lower else "keys < key_hi"
+        return self._region(comment, start, stop, inside, lines, ())
+
+    def _region(
+        self, comment: str, start: str, stop: str, inside: str | None, lines: Iterable[str], hidden: tuple[str, ...]
+    ) -> Region:
+        """A loop over key tiles that reads the keys `inside`."""
+        spec = self.plan.spec
+        k_masks = self._d_mask("offs_d[:, None]", spec.head_dim)
+        v_masks = self._d_mask(f"{self._offs_dv}[None, :]", spec.v_head_dim)
+        if inside is not None:
+            k_masks, v_masks = (f"({inside})[None, :]", *k_masks), (f"({inside})[:, None]", *v_masks)
+        return Region(comment, start, stop, _load("k_tile", *k_masks), _load("v_tile", *v_masks), tuple(lines), hidden)
 
     def _values(self, column: tuple[Statement, ...], tile: tuple[Statement, ...], loads: LoadStyle) -> tuple[str, ...]:
         return tuple(self._statements((*column, *tile), self.row_names, loads))
