@@ -142,6 +142,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "parameter-type-bind": lambda: slopes().bind(window=1.5, slopes=torch.ones(2, dtype=torch.int64)),
     "parameter-shape": lambda: ad.attention(score_mod=mean_of(torch.ones(4))).bind(table=torch.ones(3)),
     "sink-shape": lambda: ad.softmax(sink=torch.ones(2, 2, 2, 2, 2)),
+    "grid-mask": lambda: ad.masks.sliding_tiles(ad.grid(y=4, x=6), (2, 2, 2), (3.5, 2)),
     "tensor-dtype": lambda: ad.attention(score_mod=mean_of(torch.ones(4, dtype=torch.complex64))),
     "unknown-attention": lambda: texts().casual,
     # What kernels cannot do, and what is asked of an attention otherwise.
