@@ -11,6 +11,7 @@ from enum import Enum
 
 from attndsl.analysis.axes import axes_below
 from attndsl.analysis.bounds import Strategy, choose_strategy, key_range, key_ranges
+from attndsl.analysis.coverage import Cover, coverage
 from attndsl.analysis.infinite import may_be_infinite
 from attndsl.analysis.monotone import Trend, trend_in_query
 from attndsl.analysis.streaming import Streaming, stream
@@ -78,12 +79,14 @@ class RangeWalk:
 
     Union bounds (a key some row of the tile sees) limit the walk; intersection bounds (a key every row sees) limit its
     full part. `has_full` is false where terms bound nothing: then every visited tile is partial.
+    `cover` says whether every key between the union bounds is seen by some row of the tile.
     """
 
     lower: tuple[KeyBound, ...] = ()
     upper: tuple[KeyBound, ...] = ()
     gates: tuple[Expr, ...] = ()
     has_full: bool = True
+    cover: Cover = Cover.UNKNOWN
 
     @property
     def has_left(self) -> bool:
@@ -110,6 +113,11 @@ class KeyWalk:
     @property
     def has_full(self) -> bool:
         return self.strategy is Strategy.TABLE or any(keys.has_full for keys in self.ranges)
+
+    @property
+    def seen_are_bounded(self) -> bool:
+        """Whether the union bounds of the one range tell the keys some row sees from those none does."""
+        return len(self.ranges) == 1 and self.ranges[0].cover is not Cover.UNKNOWN
 
     @property
     def is_ordered(self) -> bool:
@@ -171,6 +179,11 @@ class KernelPlan:
     def hides_keys(self) -> bool:
         """Whether a score may mask a pair that its mask keeps: then even a full tile may hold a key nobody sees."""
         return may_be_infinite(self.score)
+
+    @property
+    def seen_are_bounded(self) -> bool:
+        """Whether bounds alone tell the keys of a tile that some of its queries see."""
+        return self.walk.seen_are_bounded and not self.hides_keys
 
     @property
     def never(self) -> bool:
@@ -259,7 +272,7 @@ def plan_walk(mask: Expr, strategy: Strategy) -> KeyWalk:
     if strategy is Strategy.TABLE:
         return KeyWalk(strategy, (), ascending)
     ranges = (
-        RangeWalk(_key_bounds(keys.lower), _key_bounds(keys.upper), keys.gates, keys.is_exact)
+        RangeWalk(_key_bounds(keys.lower), _key_bounds(keys.upper), keys.gates, keys.is_exact, coverage(keys))
         for keys in key_ranges(mask)
     )
     return KeyWalk(strategy, tuple(sorted(ranges, key=lambda keys: bool(keys.lower))), ascending)

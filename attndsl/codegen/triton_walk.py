@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from attndsl.analysis.axes import axes_of
 from attndsl.analysis.bounds import Strategy
+from attndsl.analysis.coverage import Cover
 from attndsl.analysis.monotone import Trend
 from attndsl.codegen.plan import KeyBound, KeyWalk, RangeWalk
 from attndsl.codegen.triton_expr import LoadStyle, TritonPrinter
@@ -35,6 +36,8 @@ class Ends(NamedTuple):
 
 
 ENDS = Ends()
+SEEN_LO = "seen_lo"
+"""The first key some query sees, before it is rounded down to a tile; the last is the one before `key_hi`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,12 @@ class WalkPrinter:
             for bound in keys.upper:
                 yield f"{full_hi} = tl.minimum({full_hi}, {self._extreme(bound, smallest=True)} + 1)"
         yield from self._gates(keys, ends)
+        if keys.cover is Cover.WHERE_NOT_EMPTY:
+            yield "# A window is empty for all queries of the tile or for none."
+            first, last = (self._moving(side) for side in (keys.lower, keys.upper))
+            yield f"{hi} = tl.where({first} <= {last}, {hi}, {lo})"
+        if keys.cover is not Cover.UNKNOWN and keys.lower:
+            yield f"{SEEN_LO} = {lo}"
         if keys.lower:
             yield f"{lo} = {lo} // BLOCK_N * BLOCK_N"
         if keys.has_full:
@@ -116,6 +125,10 @@ class WalkPrinter:
             yield f"{ends.key_hi} = tl.where({some}, {ends.key_hi}, {ends.key_lo})"
             if keys.has_full:
                 yield f"{ends.full_hi} = tl.where({every}, {ends.full_hi}, 0)"
+
+    def _moving(self, bounds: tuple[KeyBound, ...]) -> str:
+        """The bound that moves with the query, at the query where it is smallest."""
+        return next(self._extreme(bound, smallest=True) for bound in bounds if bound.trend is not Trend.FLAT)
 
     def _extreme(self, bound: KeyBound, smallest: bool) -> str:
         """The least or greatest value of a bound over the rows of the tile."""
