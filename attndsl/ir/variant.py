@@ -73,6 +73,7 @@ class Variant:
     `score` is over `Input(SCORE)` = the scaled dot product; `mask` is a bool over coordinates and captures;
     `normalizer` is the weight as a function of `Input(SCORE)` = the final score and of row statistics;
     `weight` is over `Input(WEIGHT)` = the normalized weight. `requirements` are about calls and in no kernel.
+    `moved_to_mask` are conditions a pass found in the score, as they were written: luggage, for people.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Variant:
     weight: Expr
     origins: Origins = field(default_factory=Origins, compare=False, repr=False)
     requirements: tuple[Requirement, ...] = ()
+    moved_to_mask: tuple[Expr, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def roots(self) -> tuple[Expr, Expr, Expr, Expr]:

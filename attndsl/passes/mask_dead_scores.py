@@ -50,7 +50,11 @@ def mask_dead_scores(variant: Variant) -> Variant:
         return variant
     value = build.SCORE if split.live is build.FALSE else split.value
     origins = variant.origins.moved({variant.score: value})
-    return replace(variant, score=value, mask=both(variant.mask, split.live), origins=origins)
+    if origins.first(split.live) is None:
+        # What was negated or put together is written nowhere: the score it stood in is.
+        origins.add(split.live, *variant.origins.of(variant.score))
+    moved = (*variant.moved_to_mask, split.live)
+    return replace(variant, score=value, mask=both(variant.mask, split.live), origins=origins, moved_to_mask=moved)
 
 
 def _splits(score: Expr) -> dict[Expr, Split]:

@@ -26,19 +26,18 @@ from attndsl.ir.nodes import Load, postorder
 from attndsl.ir.variant import Variant
 from attndsl.runtime.arguments import Call
 from attndsl.runtime.checks import settle
+from attndsl.runtime.grants import grants_of
 from attndsl.runtime.known import known_values, layouts, summarize
 from attndsl.runtime.planner import plan_blocks
 from attndsl.runtime.requirements import check_requirements
 from attndsl.runtime.tables import TileTable, build_table
 
 REMEMBERED = 256
-LARGEST_FAST_LENGTH = 2**30
-"""Above this, rounding a bound up to a tile could leave 32 bits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """`fast`: everything the fast kernel relies on holds (see `codegen.plan.Specialisation`).
+    """`fast`: everything the fast kernel relies on holds (see `runtime.grants`).
 
     `tables` are the tile tables made for the call so far, by tile shape.
     """
@@ -168,9 +167,7 @@ class FactBook:
             )
         if refusals:
             raise CallError(refusals)
-        after = check_call(program, box, known, places)
-        small = max(call.q_len, call.kv_len, *map(abs, offsets)) < LARGEST_FAST_LENGTH
-        fast = small and call.scale > 0 and after.fits_int32 and after.reads_in_bounds and after.nonneg
+        fast = grants_of(program, box, known, places, call.scale).fast
         return Facts(fast), any(map(_reads_floats, verdict.undecided))
 
 
