@@ -1,6 +1,7 @@
 """The README is a program: its Python runs top to bottom under Triton's interpreter and prints what the README shows.
 
-Blocks marked `python` are run, `attn` are parsed, `text` and `py` (excerpts of Triton) must appear in the output.
+Blocks marked `python` are run, `attn` are parsed. `text` and `py` (excerpts of Triton) are what the output has from the
+block's first line to the next empty one; `--update-goldens` writes them anew.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> str:
     """What the README's Python prints."""
     program = ""
     for line, block in blocks("python"):
-        program += "\n" * (line - program.count("\n")) + block  # a traceback then names the README's own lines
+        # A traceback then names the README's own lines. The closing fence leaves room for the empty line.
+        program += "\n" * (line - program.count("\n")) + block + "print()\n"
     script = tmp_path_factory.mktemp("readme") / "README.py"
     script.write_text(program, encoding="utf-8")
     environment = os.environ | {"TRITON_INTERPRET": "1"}
@@ -39,9 +41,23 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> str:
     return run.stdout
 
 
-@pytest.mark.parametrize("line, block", blocks("text", "py"))
-def test_shown_output_is_printed(line: int, block: str, printed: str) -> None:
-    assert block.rstrip() in printed
+def paragraph(text: str, first: str) -> str:
+    """The lines of a text from this one to the next empty one."""
+    _, found, rest = text.partition(f"\n{first}\n")
+    assert found, f"nothing prints {first!r}"
+    return f"{first}\n{rest}".split("\n\n")[0].rstrip("\n") + "\n"
+
+
+def test_shown_output_is_printed(printed: str, request: pytest.FixtureRequest) -> None:
+    shown = {block: paragraph(printed, block.splitlines()[0]) for _, block in blocks("text", "py")}
+    if request.config.getoption("--update-goldens"):
+        text = README.read_text(encoding="utf-8")
+        for old, new in shown.items():
+            text = text.replace(old, new)
+        README.write_text(text, encoding="utf-8")
+        return
+    for block, present in shown.items():
+        assert block == present
 
 
 @pytest.mark.parametrize("line, block", blocks("attn"))

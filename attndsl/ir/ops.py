@@ -96,7 +96,7 @@ ANY = NUMBER | BOOL
 
 @dataclass(frozen=True, slots=True)
 class OpFacts:
-    """One row of the table. `operands` are the accepted types, alike for all operands (for `WHERE`: of the branches)."""
+    """One row of the table. `operands` are the accepted types, alike for all operands (for `WHERE`: the branches)."""
 
     text: str
     form: Form

@@ -38,7 +38,7 @@ def rewrite(root: Expr, rule: Rule) -> Expr:
 
 
 def rewrite_variant(variant: Variant, rule: Rule) -> Variant:
-    """The variant with a rule applied to every stage to rest; spans follow the nodes; unchanged input is the same object."""
+    """The variant with a rule applied to rest in every stage; spans follow the nodes; unchanged input is returned."""
     for _ in range(LIMIT):
         moves = sweep(variant.roots, rule)
         changed = variant.map(moves.__getitem__)

@@ -68,7 +68,10 @@ TEXTS = {
     "unknown-name-grid": "attention a {\n    grid g(y = 4, x = 4)\n    mask  g == 3\n}",
     "not-a-grid": "attention a {\n    grid g(x = 4)\n    mask  g.x == h(q_idx).y and (q_idx + 1).x == 2\n}",
     "duplicate-axis": "attention a {\n    grid g(x = 4, x = 4)\n}",
-    "duplicate-grid": "def f(x) = x\nattention a(w: int) {\n    grid g(x = 4)\n    grid g(x = 4)\n    grid w(x = 4)\n    grid f(x = 4)\n}",
+    "duplicate-grid": (
+        "def f(x) = x\n"
+        "attention a(w: int) {\n    grid g(x = 4)\n    grid g(x = 4)\n    grid w(x = 4)\n    grid f(x = 4)\n}"
+    ),
     "duplicate-let-grid": "attention a {\n    grid g(x = 4)\n    let g = 3\n}",
     "requirement-not-boolean": 'attention a(w: int) {\n    require  w, "a window"\n}',
     "requirement-operand": 'attention a(t: tensor[H]) {\n    require  h == 0 and t[kv_idx] > 0.0, "no"\n}',

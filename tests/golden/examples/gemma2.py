@@ -113,6 +113,9 @@ def forward(
     full_lo = tl.maximum(full_lo, q_last - window + 1)
     full_hi = kv_len
     full_hi = tl.minimum(full_hi, q_first + 1)
+    # A window is empty for all queries of the tile or for none.
+    key_hi = tl.where(q_first - window + 1 <= q_first, key_hi, key_lo)
+    seen_lo = key_lo
     key_lo = key_lo // BLOCK_N * BLOCK_N
     full_lo = tl.maximum(key_lo, tl.cdiv(full_lo, BLOCK_N) * BLOCK_N)
     full_hi = tl.maximum(full_lo, tl.maximum(full_hi, 0) // BLOCK_N * BLOCK_N)
@@ -121,7 +124,7 @@ def forward(
     for start_n in range(key_lo, tl.minimum(full_lo, key_hi), BLOCK_N):
         keys = start_n + offs_n
         k_tile = K + tl.cast(start_n, tl.int64) * stride_kn + k_offs
-        k = tl.load(k_tile, mask=(keys < kv_len)[None, :], other=0.0)
+        k = tl.load(k_tile, mask=((keys >= seen_lo) & (keys < key_hi))[None, :], other=0.0)
         s = tl.dot(q, k) * sm_scale
         kv_idx = tl.minimum(keys, kv_len - 1)[None, :]
         # gemma2.attn:7
@@ -130,14 +133,12 @@ def forward(
         # gemma2.attn:3
         s = cap * _tanh(s / cap)
         s = tl.where(live, s, -INF)
-        # A key that no query of the tile sees stays out of the product, whatever its value holds.
-        seen = tl.max((s != -INF).to(tl.int32), 0) != 0
         m_new = tl.maximum(m_i, tl.max(s, 1))
         shift = tl.where(m_new == -INF, 0.0, m_new)
         p = tl.exp2((s - shift[:, None]) * LOG2E)
         alpha = tl.exp2((m_i - shift) * LOG2E)
         v_tile = V + tl.cast(start_n, tl.int64) * stride_vn + v_offs
-        v = tl.load(v_tile, mask=seen[:, None], other=0.0)
+        v = tl.load(v_tile, mask=((keys >= seen_lo) & (keys < key_hi))[:, None], other=0.0)
         acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None])
         l_i = l_i * alpha + tl.sum(p, 1)
         m_i = m_new
@@ -164,7 +165,7 @@ def forward(
     for start_n in range(full_hi, key_hi, BLOCK_N):
         keys = start_n + offs_n
         k_tile = K + tl.cast(start_n, tl.int64) * stride_kn + k_offs
-        k = tl.load(k_tile, mask=(keys < kv_len)[None, :], other=0.0)
+        k = tl.load(k_tile, mask=((keys >= seen_lo) & (keys < key_hi))[None, :], other=0.0)
         s = tl.dot(q, k) * sm_scale
         kv_idx = tl.minimum(keys, kv_len - 1)[None, :]
         # gemma2.attn:7
@@ -173,14 +174,12 @@ def forward(
         # gemma2.attn:3
         s = cap * _tanh(s / cap)
         s = tl.where(live, s, -INF)
-        # A key that no query of the tile sees stays out of the product, whatever its value holds.
-        seen = tl.max((s != -INF).to(tl.int32), 0) != 0
         m_new = tl.maximum(m_i, tl.max(s, 1))
         shift = tl.where(m_new == -INF, 0.0, m_new)
         p = tl.exp2((s - shift[:, None]) * LOG2E)
         alpha = tl.exp2((m_i - shift) * LOG2E)
         v_tile = V + tl.cast(start_n, tl.int64) * stride_vn + v_offs
-        v = tl.load(v_tile, mask=seen[:, None], other=0.0)
+        v = tl.load(v_tile, mask=((keys >= seen_lo) & (keys < key_hi))[:, None], other=0.0)
         acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None])
         l_i = l_i * alpha + tl.sum(p, 1)
         m_i = m_new

@@ -133,7 +133,7 @@ def forward(
     for start_n in range(full_hi, key_hi, BLOCK_N):
         keys = start_n + offs_n
         k_tile = K + tl.cast(start_n, tl.int64) * stride_kn + k_offs
-        k = tl.load(k_tile, mask=(keys < kv_len)[None, :], other=0.0)
+        k = tl.load(k_tile, mask=(keys < key_hi)[None, :], other=0.0)
         s = tl.dot(q, k) * sm_scale
         kv_idx = tl.minimum(keys, kv_len - 1)[None, :]
         # gemma2.attn:12
@@ -142,14 +142,12 @@ def forward(
         # gemma2.attn:3
         s = cap * _tanh(s / cap)
         s = tl.where(live, s, -INF)
-        # A key that no query of the tile sees stays out of the product, whatever its value holds.
-        seen = tl.max((s != -INF).to(tl.int32), 0) != 0
         m_new = tl.maximum(m_i, tl.max(s, 1))
         shift = tl.where(m_new == -INF, 0.0, m_new)
         p = tl.exp2((s - shift[:, None]) * LOG2E)
         alpha = tl.exp2((m_i - shift) * LOG2E)
         v_tile = V + tl.cast(start_n, tl.int64) * stride_vn + v_offs
-        v = tl.load(v_tile, mask=seen[:, None], other=0.0)
+        v = tl.load(v_tile, mask=(keys < key_hi)[:, None], other=0.0)
         acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None])
         l_i = l_i * alpha + tl.sum(p, 1)
         m_i = m_new
