@@ -21,7 +21,7 @@ from attndsl.codegen.plan import Specialisation
 from attndsl.compiler import Compilation
 from attndsl.frontend.parse import parse
 from attndsl.ir.variant import Variant
-from attndsl.reference import Result, attend
+from attndsl.reference import Result, attend, live_pairs
 from attndsl.runtime import launch
 from attndsl.runtime.arguments import Call, check_call
 from attndsl.runtime.facts import FactBook
@@ -155,6 +155,25 @@ def check_case(case: Case, tile: TileShape = TILE) -> None:
     subject, tensors = Program(case.variant, case.values), case.inputs()
     check(subject, *tensors, tile=tile, note=repr(case), q_offset=case.q_offset)
     check_walks(subject, subject.call(*tensors, q_offset=case.q_offset), tile, repr(case))
+    check_poison(case, tile)
+
+
+def check_poison(case: Case, tile: TileShape = TILE) -> None:
+    """NaN in keys and values no query of their (batch, key head) sees, and in queries that see none, is unseen."""
+    subject, tensors = Program(case.variant, case.values), case.inputs()
+    live = live_pairs(case.variant, case.values, **case.grid)
+    live = live.expand(case.batch, case.q_heads, case.q_len, case.kv_len)
+    dead_keys = ~live.unflatten(1, (case.kv_heads, -1)).any(2).any(-2)
+    dead_rows = ~live.any(-1)
+    poisoned = [
+        torch.where(dead[..., None], torch.nan, tensor)
+        for dead, tensor in zip((dead_rows, dead_keys, dead_keys), tensors, strict=True)
+    ]
+    calls = [subject.call(*parts, q_offset=case.q_offset) for parts in (tensors, poisoned)]
+    for fast in {False, subject.is_fast(calls[0])}:
+        clean, rows = (subject.run(call, fast=fast, tile=tile) for call in calls)
+        for name in ("out", "lse", "max_score"):
+            assert torch.equal(getattr(rows, name), getattr(clean, name)), f"poison shows in {name}\n{case!r}"
 
 
 def inputs(

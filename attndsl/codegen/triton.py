@@ -24,6 +24,7 @@ from attndsl.ir.variant import ScalarParam, TensorParam
 if TYPE_CHECKING:
     import jinja2
 
+LINE_LENGTH = 120
 HIDDEN = (
     "# A key that no query of the tile sees stays out of the product, whatever its value holds.",
     "seen = tl.max((s != -INF).to(tl.int32), 0) != 0",
@@ -118,12 +119,13 @@ class _Forward:
         self.row_names = self.program_names | _names(plan.placement.row)
         self.hoisted = LoadStyle(clamped=not plan.spec.fast)
         self.full = LoadStyle(clamped=not plan.spec.fast, unclamped=self._live_loads())
+        self.walk = WalkPrinter(self.printer, self.program_names, self.row_names, self.hoisted).text(plan.walk)
+        self.pad = "        " if self.walk.loop else "    "
 
     def text(self) -> ForwardText:
         plan = self.plan
         head_dim, v_head_dim = plan.spec.head_dim, plan.spec.v_head_dim
         row_lines = tuple(self._row_lines())
-        walk = WalkPrinter(self.printer, self.program_names, self.row_names, self.hoisted).text(plan.walk)
         regions = tuple(self._regions())
         end_lines = tuple(self._end_lines())
         return ForwardText(
@@ -134,8 +136,8 @@ class _Forward:
             heaviest_last=plan.walk.ascending,
             base_lines=tuple(self._base_lines()),
             row_lines=row_lines,
-            walk=walk,
-            pad="        " if walk.loop else "    ",
+            walk=self.walk,
+            pad=self.pad,
             regions=regions,
             end_lines=end_lines,
             block_d=padded(head_dim),
@@ -239,14 +241,16 @@ class _Forward:
             yield "q_idx = q_offset + rows[:, None]"
         yield from self._statements(self.plan.placement.row, self.program_names, self.hoisted)
 
-    def _statements(self, statements: Iterable[Statement], names: dict[Expr, str], loads: LoadStyle) -> Iterator[str]:
+    def _statements(
+        self, statements: Iterable[Statement], names: dict[Expr, str], loads: LoadStyle, indent: int = 4
+    ) -> Iterator[str]:
         known = dict(names)
         origin = None
         for line in statements:
             if line.origin is not None and line.origin != origin:
                 yield f"# {line.origin}"
                 origin = line.origin
-            yield f"{line.name} = {self.printer.text(line.value, known, loads)}"
+            yield from _wrapped(f"{line.name} = {self.printer.text(line.value, known, loads)}", indent)
             known[line.value] = line.name
 
     def _regions(self) -> Iterator[Region]:
@@ -302,7 +306,7 @@ class _Forward:
         return Region(comment, start, stop, _load("k_tile", *k_masks), _load("v_tile", *v_masks), tuple(lines), hidden)
 
     def _values(self, column: tuple[Statement, ...], tile: tuple[Statement, ...], loads: LoadStyle) -> tuple[str, ...]:
-        return tuple(self._statements((*column, *tile), self.row_names, loads))
+        return tuple(self._statements((*column, *tile), self.row_names, loads, len(self.pad) + 4))
 
     def _live_lines(self) -> Iterator[str]:
         if self.plan.mask is build.TRUE:
@@ -360,6 +364,31 @@ class _Forward:
     def _d_mask(self, offsets: str, head_dim: int) -> tuple[str, ...]:
         """The mask of a padded head dimension; none where it is a power of two."""
         return () if padded(head_dim) == head_dim else (f"({offsets} < {head_dim})",)
+
+
+def _wrapped(line: str, indent: int) -> Iterator[str]:
+    """A statement as a formatter breaks it: the address of a read that is too long stands on lines of its own."""
+    opening, load, rest = line.partition(" = tl.load(")
+    if indent + len(line) <= LINE_LENGTH or not load:
+        yield line
+        return
+    address, cast, dtype = rest.rpartition(").to(")
+    yield opening + load
+    if indent + 4 + len(address) <= LINE_LENGTH:
+        yield f"    {address}"
+    else:
+        yield from _terms(address)
+    yield cast + dtype
+
+
+def _terms(address: str) -> Iterator[str]:
+    """The summands of an address, each on its line."""
+    node, terms = ast.parse(address, mode="eval").body, []
+    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        terms.append(f"    + {ast.unparse(node.right)}")
+        node = node.left
+    yield f"    {ast.unparse(node)}"
+    yield from reversed(terms)
 
 
 def _names(statements: Iterable[Statement]) -> dict[Expr, str]:

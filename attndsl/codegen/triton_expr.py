@@ -91,7 +91,7 @@ class TritonPrinter:
             case DType.F32:
                 return _filled("{0}.to(tl.float32)", value)
             case DType.BOOL:
-                return _filled("{0} != 0", value)
+                return _filled("{0}.to(tl.int1)", value)
             case _:
                 return _filled(f"{{0}}.to(tl.{'int32' if self.index is DType.I32 else 'int64'})", value)
 

@@ -88,7 +88,8 @@ class WalkPrinter:
         """Union bounds limit the walk, intersection bounds its full part; both rounded to key tiles."""
         lo, full_lo, full_hi, hi = ends
         yield "# Keys that some query of the tile sees."
-        yield f"{lo} = 0"
+        if keys.lower or keys.gates or not keys.has_full or ends is not ENDS:
+            yield f"{lo} = 0"
         for bound in keys.lower:
             yield f"{lo} = tl.maximum({lo}, {self._extreme(bound, smallest=True)})"
         yield f"{hi} = kv_len"
@@ -107,7 +108,7 @@ class WalkPrinter:
             yield "# A window is empty for all queries of the tile or for none."
             first, last = (self._moving(side) for side in (keys.lower, keys.upper))
             yield f"{hi} = tl.where({first} <= {last}, {hi}, {lo})"
-        if keys.cover is not Cover.UNKNOWN and keys.lower:
+        if keys.cover is not Cover.UNKNOWN and keys.lower and ends is ENDS:
             yield f"{SEEN_LO} = {lo}"
         if keys.lower:
             yield f"{lo} = {lo} // BLOCK_N * BLOCK_N"

@@ -19,7 +19,7 @@ SMALL = {"max_programs": 2, "max_length": 65, "tensor_offsets": True}
 def test_random_programs() -> None:
     census = Census()
 
-    @seed(0)
+    @seed(4)
     @settings(RANDOM, max_examples=100)
     @given(cases(**SMALL))
     def run(case: Case) -> None:

@@ -102,7 +102,6 @@ def forward(
     q_first = q_offset + tile * BLOCK_M
     q_last = q_offset + tl.minimum(tile * BLOCK_M + BLOCK_M, q_len) - 1
     # Keys that some query of the tile sees.
-    key_lo = 0
     key_hi = kv_len
     key_hi = tl.minimum(key_hi, q_last + 1)
     # Keys that every query of the tile sees, in whole key tiles.
