@@ -21,7 +21,7 @@ _HOME = {
     "attndsl.attention": ("Attention", "Aux", "attention"),
     "attndsl.diagnostics": ("Diagnostic", "DiagnosticError", "VerifyError"),
     "attndsl.frontend.decorators": ("mask_mod", "normalizer", "score_mod", "weight_mod"),
-    "attndsl.frontend.grids": ("grid", "require"),
+    "attndsl.frontend.grids": ("Grid", "grid", "require"),
     "attndsl.frontend.math": _MATH,
     "attndsl.library.normalizers": ("softmax",),
     "attndsl.loading": ("load", "parse"),

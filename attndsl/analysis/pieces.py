@@ -24,15 +24,14 @@ EMPTY, PARTIAL, FULL = 0, 1, 2
 TILES_AT_ONCE = 2**14
 
 
-def look_closer(classes: Array, mask: Expr, tiling: Tiling, known: Known) -> None:
-    """Settle, in place, the partial tiles that their pieces settle."""
+def look_at(mask: Expr, tiling: Tiling, known: Known, tiles: tuple[Array, ...]) -> Array:
+    """The classes of tiles (b, h, row, column) that are partial so far."""
     periods = periods_of(mask)
-    if not periods:
-        return
-    tiles = np.nonzero(classes == PARTIAL)
-    for start in range(0, len(tiles[0]), TILES_AT_ONCE):
-        some = tuple(place[start : start + TILES_AT_ONCE] for place in tiles)
-        classes[some] = _looked_at(mask, periods, tiling, known, some)
+    parts = [
+        tuple(place[start : start + TILES_AT_ONCE] for place in tiles)
+        for start in range(0, len(tiles[0]), TILES_AT_ONCE)
+    ]
+    return np.concatenate([_looked_at(mask, periods, tiling, known, part) for part in parts])
 
 
 def _looked_at(
@@ -45,13 +44,18 @@ def _looked_at(
     keys, of_key = _pieces(ranges[Coordinate.KV_IDX], periods.get(Coordinate.KV_IDX, ()))
     q, k = _pairs(of_query, of_key, len(tiles[0]))
     tile = of_query[q]
+    # A tile of one piece is what it was.
+    cut_up = np.bincount(tile, minlength=len(tiles[0])) > 1
+    q, k, tile = q[cut_up[tile]], k[cut_up[tile]], tile[cut_up[tile]]
     pieces = {coordinate: _on_axis(Interval(at := interval.lo[tile], at)) for coordinate, interval in ranges.items()}
     pieces[Coordinate.Q_IDX] = _on_axis(Interval(queries.lo[q], queries.hi[q]))
     pieces[Coordinate.KV_IDX] = _on_axis(Interval(keys.lo[k], keys.hi[k]))
+    if not len(tile):
+        return np.full(len(tiles[0]), PARTIAL)
     truth = evaluate((mask,), Box(pieces), known)[mask]
     assert isinstance(truth, Truth)
     live, dead = (_any_piece(some, tile, len(tiles[0])) for some in (truth.can_be_true, truth.can_be_false))
-    return np.where(live, np.where(dead, PARTIAL, FULL), EMPTY)
+    return np.where(live | ~cut_up, np.where(dead | ~cut_up, PARTIAL, FULL), EMPTY)
 
 
 def _gathered(interval: Interval, tiling: Tiling, tiles: tuple[Array, ...]) -> Interval:

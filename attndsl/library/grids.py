@@ -59,6 +59,9 @@ def neighborhood(
     dilations = _per_axis(grid, "dilation", dilation, int, reporter)
     strides = _per_axis(grid, "stride", stride, int, reporter)
     causals = _per_axis(grid, "causal", causal, bool, reporter)
+    for word, steps in (("dilation", dilations), ("stride", strides)):
+        for name, step in zip(grid.axes, steps, strict=True):
+            _demand(reporter, step >= 1, f"the {word} along `{name}` is {step}, expected at least 1")
     reporter.check()
     axes = tuple(map(Axis, grid.axes, grid.sizes, dilations, strides, causals))
 
@@ -106,7 +109,9 @@ def shifted_windows(grid: Grid, window: PerAxis, *, shift: PerAxis = 0, wrap: bo
     reporter.check()
     for axis, length, size, offset in zip(grid.axes, grid.sizes, windows, shifts, strict=True):
         _demand(reporter, 1 <= size <= length, f"the window along `{axis}` is {size}, expected 1 to {length}")
-        _demand(reporter, 0 <= offset < max(size, 1), f"the shift along `{axis}` is {offset}, expected 0 to {size - 1}")
+        _demand(
+            reporter, 0 <= offset < size or size < 1, f"the shift along `{axis}` is {offset}, expected 0 to {size - 1}"
+        )
         even = not wrap or size < 1 or length % size == 0
         _demand(reporter, even, f"windows of {size} do not divide `{axis}` of {length}, so they cannot wrap around it")
     reporter.check()
