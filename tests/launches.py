@@ -84,7 +84,7 @@ class Program:
             block=(tile.block_m, tile.block_n),
             q_offset=call.q_offset,
         )
-        return build_table(plan.tiles.matrix(), plan.tiling, call.q.device)
+        return build_table(plan.tiles, plan.tiling, call.q.device)
 
     def expected(self, call: Call) -> Result:
         """The reference in float64, from the inputs as they are."""

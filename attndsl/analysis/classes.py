@@ -1,31 +1,46 @@
 """What every tile is: empty, partial or full.
 
-In: bounds and residue of a mask, a `Tiling`, what the call knows. Out: `RunClasses` where bounds decide everything,
-kept as runs of tiles, and `MatrixClasses` where tiles are told one by one. Sound always; `exact` says that partial
-tiles truly are partial.
+In: a mask, a `Tiling`, what the call knows. Out: `Classes`, kept as runs of tiles and never as a matrix: what bounds
+say is counted tile row by tile row, and interval analysis of the rest looks at large tiles first. Sound always; `exact`
+says that partial tiles truly are partial.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import partial
+from math import prod
 
 import numpy as np
 
+from attndsl.analysis import runs
+from attndsl.analysis.bands import TileRuns, tile_runs
 from attndsl.analysis.bounds import KeyRange, key_range, key_ranges
 from attndsl.analysis.cells import split_tables, with_tables
-from attndsl.analysis.intervals import Known, evaluate
-from attndsl.analysis.pieces import look_closer
-from attndsl.analysis.rows import RowRuns, row_runs
+from attndsl.analysis.ends import prepare
+from attndsl.analysis.intervals import Known
+from attndsl.analysis.periods import periods_of
+from attndsl.analysis.pieces import look_at
+from attndsl.analysis.quadtree import Found, explore
+from attndsl.analysis.runs import Intervals, Runs
 from attndsl.analysis.tiling import Tiling
-from attndsl.analysis.unions import union_classes
-from attndsl.analysis.values import Array, Truth
+from attndsl.analysis.values import Array
+from attndsl.diagnostics import CallError, fail
 from attndsl.ir import build
-from attndsl.ir.nodes import Expr
+from attndsl.ir.nodes import Expr, Scalar
 from attndsl.ir.ops import Op
+from attndsl.ir.rewrite import postorder, substitute
 
-TILES_AT_ONCE = 2**18
+MAX_MATRIX = 2**28
+"""Tiles beyond which they are not written down one by one."""
+MAX_KEPT = 2**20
+"""Tile rows beyond which the runs of a closed form are computed again whenever they are asked for."""
+MAX_PIECEWISE = 2**20
+"""Partial tiles up to which each is looked at piece by piece."""
+MAX_ROWS = 2**22
+"""Tile rows, batches and heads included, of which runs of a mask that bounds do not describe are kept."""
 
 
 class TileClass(IntEnum):
@@ -35,116 +50,153 @@ class TileClass(IntEnum):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class RunClasses:
-    """Tiles as the runs of stretches of tile rows: memory grows with the length, not with its square."""
+class Classes:
+    """The tiles [B', H', Tq, Tk] as runs of stretches of tile rows."""
 
     shape: tuple[int, int, int, int]
-    stretches: tuple[tuple[slice, RowRuns], ...]
-
-    @property
-    def exact(self) -> bool:
-        return all(runs.exact for _, runs in self.stretches)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        needed = sum(int((runs.last - runs.first + 1).sum()) for _, runs in self.stretches)
-        full = sum(int(np.maximum(runs.full_last - runs.full_first + 1, 0).sum()) for _, runs in self.stretches)
-        return _census(full, needed, self.shape)
-
-    def matrix(self) -> Array:
-        """int8 [B', H', Tq, Tk]."""
-        classes = np.zeros(self.shape, np.int8)
-        batch, heads, _, columns = self.shape
-        for rows, runs in self.stretches:
-            found = runs.needed(columns).astype(np.int8) + runs.covered(columns)
-            classes[:, :, rows] = found.reshape(batch, heads, -1, columns)
-        return classes
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class MatrixClasses:
-    """Tiles one by one."""
-
-    classes: Array
+    parts: Callable[[], Iterator[TileRuns]]
+    needed: int
+    full: int
     exact: bool
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return self.classes.shape
-
-    @property
     def counts(self) -> dict[str, int]:
-        full = int((self.classes == TileClass.FULL).sum())
-        return _census(full, int(np.count_nonzero(self.classes)), self.shape)
+        return {"full": self.full, "partial": self.needed - self.full, "empty": prod(self.shape) - self.needed}
 
     def matrix(self) -> Array:
-        return self.classes
+        """int8 [B', H', Tq, Tk]."""
+        tiles = prod(self.shape)
+        if tiles > MAX_MATRIX:
+            message = f"{tiles} tiles are too many to list one by one, at most {MAX_MATRIX} are"
+            help_ = "ask for `counts`, or for larger tiles with `block=`"
+            raise fail(CallError, "too-many-tiles", message, None, help=help_)
+        batch, heads, rows, columns = self.shape
+        matrix = np.zeros((batch * heads * rows, columns), np.int8)
+        for part in self.parts():
+            matrix[part.rows] = part.needed.matrix(part.rows, columns).view(np.int8)
+            matrix[part.rows] += part.covered.matrix(part.rows, columns).view(np.int8)
+        return matrix.reshape(self.shape)
 
+    def partial(self) -> tuple[Array, Array]:
+        """Row, counted through [B', H', Tq], and column of every partial tile."""
+        rows, columns = zip(*(_partial(part, self.shape[3]).places() for part in self.parts()), strict=True)
+        return np.concatenate(rows), np.concatenate(columns)
 
-Classes = RunClasses | MatrixClasses
+    def settled(self, look: Callable[[tuple[Array, ...]], Array], exact: bool) -> Classes:
+        """The same with the class of every partial tile, given as (b, h, row, column), looked up anew."""
+        return _kept(self.shape, (_relooked(part, self.shape, look) for part in self.parts()), exact=exact)
 
 
 def classify(mask: Expr, tiling: Tiling, known: Known) -> Classes:
     """Every tile by its bounds, then, where the mask says more than bounds, by interval analysis of the rest."""
     if 0 in tiling.shape:
-        return MatrixClasses(np.zeros(tiling.shape, np.int8), exact=True)
+        return Classes(tiling.shape, lambda: iter(()), 0, 0, exact=True)
+    mask = _with_numbers(mask, known)
     rest, tables = split_tables(mask)
     if tables is not build.TRUE:
         alone = classify(rest, tiling.reduced(rest), known).matrix()
-        return MatrixClasses(with_tables(alone, rest, tables, tiling, known), exact=False)
+        return of_matrix(with_tables(alone, rest, tables, tiling, known))
     ranges = key_ranges(mask)
-    if len(ranges) > 1 and all(keys.is_exact for keys in ranges):
-        return _classify_union(ranges, tiling, known)
-    bounds = key_range(mask)
-    stretches = row_runs(bounds, tiling, known)
-    if bounds.is_exact:
-        return RunClasses(tiling.shape, tuple(stretches))
-    classes = np.zeros(tiling.shape, np.int8)
-    for rows, runs in stretches:
-        _classify_residue(classes[:, :, rows], bounds, tiling, known, rows, runs)
-    look_closer(classes, mask, tiling, known)
-    return MatrixClasses(classes, exact=False)
+    sources = [prepare(keys, tiling, known).keys for keys in ranges]
+    if all(keys.is_exact for keys in sources):
+        return _of_ranges(tiling, partial(tile_runs, ranges, tiling, known))
+    return _with_residue(mask, ranges, tiling, known)
 
 
-def _classify_union(ranges: tuple[KeyRange, ...], tiling: Tiling, known: Known) -> MatrixClasses:
-    classes = np.zeros(tiling.shape, np.int8)
-    all_exact = True
-    for rows, found, exact in union_classes(ranges, tiling, known):
-        classes[:, :, rows] = found
-        all_exact &= exact
-    return MatrixClasses(classes, all_exact)
+def of_matrix(classes: Array) -> Classes:
+    """Tiles given one by one, int8 [B', H', Tq, Tk]."""
+    batch, heads, rows, columns = classes.shape
+    flat = classes.reshape(-1, columns)
+    needed, full = (_single(*np.nonzero(flat >= least)) for least in (TileClass.PARTIAL, TileClass.FULL))
+    sets = (runs.union(needed, columns), runs.union(full, columns))
+    whole = TileRuns(slice(0, batch * heads * rows), *sets, False)
+    return _kept((batch, heads, rows, columns), iter((whole,)))
 
 
-def _classify_residue(
-    classes: Array, bounds: KeyRange, tiling: Tiling, known: Known, rows: slice, runs: RowRuns
-) -> None:
-    """Fill the classes of some tile rows, looking only at the tiles the bounds leave."""
-    columns = tiling.kv_tiles
-    needed = runs.needed(columns).reshape(classes.shape)
-    covered = runs.covered(columns).reshape(classes.shape)
-    residue = build.conjunction(bounds.residue)
+def _with_numbers(mask: Expr, known: Known) -> Expr:
+    """The mask with the integers of the call in it: divisors and factors that are numbers say more."""
+    scalars = (node for node in postorder(mask) if isinstance(node, Scalar) and node.dtype.is_int)
+    numbers: dict[Expr, Expr] = {node: build.integer(int(known.scalars[node.name])) for node in scalars}
+    return substitute(mask, numbers)
+
+
+def _of_ranges(tiling: Tiling, parts: Callable[[], Iterator[TileRuns]]) -> Classes:
+    if tiling.batch * tiling.heads * tiling.q_tiles <= MAX_KEPT:
+        return _kept(tiling.shape, parts())
+    needed, full, exact = 0, 0, True
+    for part in parts():
+        needed, full, exact = needed + part.needed.count, full + part.covered.count, exact and part.exact
+    return Classes(tiling.shape, parts, needed, full, exact)
+
+
+def _kept(shape: tuple[int, int, int, int], parts: Iterator[TileRuns], *, exact: bool | None = None) -> Classes:
+    kept = tuple(parts)
+    needed, full = sum(part.needed.count for part in kept), sum(part.covered.count for part in kept)
+    is_exact = all(part.exact for part in kept) if exact is None else exact
+    return Classes(shape, lambda: iter(kept), needed, full, is_exact)
+
+
+def _with_residue(mask: Expr, ranges: tuple[KeyRange, ...], tiling: Tiling, known: Known) -> Classes:
+    rows, columns = slice(0, tiling.batch * tiling.heads * tiling.q_tiles), tiling.kv_tiles
+    if rows.stop > MAX_ROWS:
+        message = f"{rows.stop} rows of tiles are too many for a mask that bounds on the key do not describe"
+        help_ = f"at most {MAX_ROWS} are planned, batches and heads that differ included: ask for larger tiles"
+        raise fail(CallError, "too-many-tiles", message, None, help=help_)
+    if len(ranges) == 1 or not any(keys.is_bounded for keys in ranges):
+        found = _of_conjunction(mask, tiling, known, rows)
+    else:
+        within = _joined(tile_runs(ranges, tiling, known))
+        tree = explore(mask, (), within.needed.hull(rows.stop), tiling, known)
+        needed = runs.intersection(tree.possible, within.needed, columns)
+        covered = runs.union(runs.joined((tree.certain, within.covered)), columns)
+        found = TileRuns(rows, needed, runs.intersection(covered, needed, columns), exact=False)
+    classes = _kept(tiling.shape, iter((found,)))
+    if periods_of(mask) and classes.counts["partial"] <= MAX_PIECEWISE:
+        return classes.settled(partial(look_at, mask, tiling, known), exact=False)
+    return classes
+
+
+def _of_conjunction(mask: Expr, tiling: Tiling, known: Known, rows: slice) -> TileRuns:
+    """What bounds leave, where the residue can be true there; full where bounds cover and it cannot be false."""
+    solved = prepare(key_range(mask), tiling, known)
+    bounds = replace(solved.keys, residue=())
+    searched = [term for term in key_range(mask).residue if term not in solved.keys.residue]
+    within = _joined(tile_runs((replace(bounds, residue=tuple(searched)),), tiling, known))
     below = (build.apply(Op.GE, build.K, end) for end in bounds.lower)
     above = (build.apply(Op.LE, build.K, end) for end in bounds.upper)
     assume = (*below, *above, *bounds.gates)
-    for part, band in _bands(needed):
-        tiles = tiling.tiles(slice(rows.start + part.start, rows.start + part.stop), band)
-        truth = evaluate((residue,), tiles, known, assume)[residue]
-        assert isinstance(truth, Truth)
-        possible = needed[:, :, part, band] & truth.can_be_true
-        certain = covered[:, :, part, band] & ~truth.can_be_false
-        classes[:, :, part, band] = np.where(possible, np.where(certain, TileClass.FULL, TileClass.PARTIAL), 0)
+    residue = build.conjunction(solved.keys.residue)
+    tree: Found = explore(residue, assume, within.needed.hull(rows.stop), tiling, known)
+    pairs = ((tree.possible, within.needed), (tree.certain, within.covered))
+    needed, covered = (runs.intersection(one, other, tiling.kv_tiles) for one, other in pairs)
+    return TileRuns(rows, needed, covered, exact=False)
 
 
-def _bands(needed: Array) -> Iterator[tuple[slice, slice]]:
-    """Stretches of tile rows with the band of columns they need, a bounded number of tiles each."""
-    batch, heads, rows, columns = needed.shape
-    step = max(1, min(rows, TILES_AT_ONCE // max(1, batch * heads * columns)))
-    for start in range(0, rows, step):
-        part = slice(start, min(start + step, rows))
-        used = np.flatnonzero(needed[:, :, part].any(axis=(0, 1, 2)))
-        if used.size:
-            yield part, slice(int(used[0]), int(used[-1]) + 1)
+def _joined(parts: Iterator[TileRuns]) -> TileRuns:
+    """All stretches as one."""
+    kept = tuple(parts)
+    joined = [runs.joined(some) for some in ([part.needed for part in kept], [part.covered for part in kept])]
+    needed, covered = (Runs(some.row, some.first, some.last) for some in joined)
+    return TileRuns(slice(0, kept[-1].rows.stop), needed, covered, all(part.exact for part in kept))
 
 
-def _census(full: int, needed: int, shape: tuple[int, ...]) -> dict[str, int]:
-    return {"full": full, "partial": needed - full, "empty": int(np.prod(shape)) - needed}
+def _partial(part: TileRuns, columns: int) -> Runs:
+    return runs.difference(part.needed, part.covered, columns)
+
+
+def _relooked(part: TileRuns, shape: tuple[int, int, int, int], look: Callable[[tuple[Array, ...]], Array]) -> TileRuns:
+    row, column = _partial(part, shape[3]).places()
+    if not row.size:
+        return part
+    _, heads, rows, columns = shape
+    pair = row // rows
+    classes = look((pair // heads, pair % heads, row % rows, column))
+    chosen = [classes >= least for least in (TileClass.PARTIAL, TileClass.FULL)]
+    joined = [runs.joined((part.covered, _single(row[some], column[some]))) for some in chosen]
+    needed, full = (runs.union(some, columns) for some in joined)
+    return TileRuns(part.rows, needed, full, part.exact)
+
+
+def _single(row: Array, column: Array) -> Intervals:
+    """Tiles one by one."""
+    return Intervals(row, column, column)

@@ -64,11 +64,23 @@ class Known:
 
 def evaluate(roots: tuple[Expr, ...], box: Box, known: Known, assume: tuple[Expr, ...] = ()) -> dict[Expr, Value]:
     """The abstract value of every node below the roots, on pairs on which the assumptions hold."""
-    hull = _Interpreter(box.hull(), known, np.dtype(object))
-    hull.measure(roots, assume)
-    if hull.peak > ROOM:
-        return evaluate_exactly(roots, box.unlimited(), known, assume)
-    return _interpreted(box, known, np.dtype(np.int64), roots, assume)
+    return Evaluation(roots, box, known, assume).of(box)
+
+
+class Evaluation:
+    """An evaluation of many parts of one box, which is measured once."""
+
+    def __init__(self, roots: tuple[Expr, ...], box: Box, known: Known, assume: tuple[Expr, ...] = ()) -> None:
+        hull = _Interpreter(box.hull(), known, np.dtype(object))
+        hull.measure(roots, assume)
+        self._fits = hull.peak <= ROOM
+        self._roots, self._known, self._assume = roots, known, assume
+
+    def of(self, part: Box) -> dict[Expr, Value]:
+        """The value of every node below the roots on a part of the box."""
+        if not self._fits:
+            return evaluate_exactly(self._roots, part.unlimited(), self._known, self._assume)
+        return _interpreted(part, self._known, np.dtype(np.int64), self._roots, self._assume)
 
 
 def evaluate_exactly(

@@ -5,6 +5,7 @@ Then its extremes over a tile of queries are at the first and the last of them.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import Enum
 
 from attndsl.analysis.axes import axes_of
@@ -28,18 +29,18 @@ class Trend(Enum):
         return {Trend.RISING: Trend.FALLING, Trend.FALLING: Trend.RISING}.get(self, self)
 
 
-def trend_in_query(root: Expr) -> Trend:
-    """The trend of an integer expression in `q_idx`, by its structure."""
+def trend_in_query(root: Expr, steady: Collection[Expr] = ()) -> Trend:
+    """The trend of an integer expression in `q_idx`, by its structure; what is `steady` does not move."""
     trends: dict[Expr, Trend] = {}
     for node in postorder(root):
-        trends[node] = _trend(node, [trends[child] for child in children(node)])
+        trends[node] = Trend.FLAT if node in steady else _trend(node, [trends[child] for child in children(node)])
     return trends[root]
 
 
 def _trend(node: Expr, operands: list[Trend]) -> Trend:
     if node is build.Q:
         return Trend.RISING
-    if Axis.Q not in axes_of(node):
+    if Axis.Q not in axes_of(node) or (operands and all(trend is Trend.FLAT for trend in operands)):
         return Trend.FLAT
     if isinstance(node, Load) or not isinstance(node, Apply):
         return Trend.UNKNOWN

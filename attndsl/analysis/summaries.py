@@ -1,12 +1,14 @@
-"""The smallest and largest element of a captured tensor over a box of indices.
+"""The smallest and largest element of a captured tensor over a box of indices, and whether its rows are in order.
 
 In: an integer or bool tensor as a numpy array. Out: `Summary.range`, which interval analysis asks once per load for all
-tiles together. Answers are exact on boxes, and cheap per tile: an array of minima over windows of 2^j elements answers
-every box whose sides are 2^j to 2^(j+1) - 1 long by the windows at its ends. Such an array is made when first wanted.
+tiles together. Answers are exact on boxes, and cheap per tile: boxes that start and end at multiples of some size ask
+the extremes of stretches of that size; and an array of minima over windows of 2^j elements answers every box whose
+sides are 2^j to 2^(j+1) - 1 long by the windows at its ends. All of these are made when first wanted.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import reduce
 from itertools import product
 from typing import Protocol
@@ -21,6 +23,20 @@ MAX_WINDOWED = 2**28
 MAX_SHAPES = 16
 """Distinct window shapes one question may need; more, and the box around all tiles stands for each."""
 
+MAX_STRETCH = 2**12
+"""The longest stretch of the last axis whose extremes are kept."""
+MIN_STRETCH = 8
+"""Shorter ones save nothing."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Order:
+    """The rows of a tensor, [rows, elements] in int64, none of which ever falls; of one whose rows `fall` instead, the
+    complements `~x` of the elements."""
+
+    ascending: Array
+    falls: bool
+
 
 class Summary(Protocol):
     """What interval analysis knows of a captured tensor."""
@@ -32,6 +48,14 @@ class Summary(Protocol):
         """The elements the indices can reach. Indices out of bounds reach nothing."""
         ...
 
+    def order(self, length: int) -> Order | None:
+        """The first `length` elements of every row along the last axis, if all rows rise, or all fall."""
+        ...
+
+    def changes(self) -> tuple[Array, Array]:
+        """The elements that differ from the one before them: which row along the last axis, which element."""
+        ...
+
 
 class ArraySummary:
     """The summary of an array at hand; keep it as long as the array keeps its values."""
@@ -40,10 +64,29 @@ class ArraySummary:
         self._array = array.view(np.uint8) if array.dtype == bool else array
         self._windows: dict[tuple[int, ...], tuple[Array, Array]] = {}
         self._whole: tuple[int, int] | None = None
+        self._stretches: dict[int, tuple[ArraySummary, ArraySummary]] = {}
+        self._orders: dict[int, Order | None] = {}
+        self._changes: tuple[Array, Array] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self._array.shape
+
+    def order(self, length: int) -> Order | None:
+        length = min(length, self.shape[-1])
+        if length not in self._orders:
+            self._orders[length] = _order(self._rows()[:, :length])
+        return self._orders[length]
+
+    def changes(self) -> tuple[Array, Array]:
+        if self._changes is None:
+            rows = self._rows()
+            row, element = np.nonzero(rows[:, 1:] != rows[:, :-1])
+            self._changes = row, element + 1
+        return self._changes
+
+    def _rows(self) -> Array:
+        return self._array.reshape(-1, self.shape[-1])
 
     def range(self, indices: tuple[Interval, ...]) -> Interval:
         if self._array.size == 0:
@@ -52,6 +95,11 @@ class ArraySummary:
         if all(lo is hi for lo, hi in ends):
             found = np.asarray(self._array[tuple(lo for lo, _ in ends)], np.int64).reshape(_rank4(ends))
             return Interval(found, found)
+        if all(lo.size == 1 for lo, _ in ends):
+            return _filled(*self._around(ends))
+        stretch = _common_stretch(*ends[-1], self.shape[-1])
+        if stretch >= MIN_STRETCH and self.shape[-1] > MIN_STRETCH:
+            return self._by_stretches(ends, stretch)
         shapes = self._window_shapes(ends)
         if shapes is None:
             return _filled(*self._around(ends))
@@ -61,6 +109,18 @@ class ArraySummary:
         lo = np.minimum(np.maximum(index.lo, 0), size - 1).astype(np.int64)
         hi = lo if index.is_point else np.minimum(np.maximum(index.hi, 0), size - 1).astype(np.int64)
         return lo, hi
+
+    def _by_stretches(self, ends: list[tuple[Array, Array]], stretch: int) -> Interval:
+        """The extremes of boxes made of whole stretches of the last axis."""
+        found = self._stretches.get(stretch)
+        if found is None:
+            starts = np.arange(0, self.shape[-1], stretch)
+            extremes = (np.minimum, np.maximum)
+            least, greatest = (ArraySummary(pick.reduceat(self._array, starts, axis=-1)) for pick in extremes)
+            found = self._stretches[stretch] = least, greatest
+        lo, hi = ends[-1]
+        boxes = (*(Interval(first, last) for first, last in ends[:-1]), Interval(lo // stretch, hi // stretch))
+        return Interval(found[0].range(boxes).lo, found[1].range(boxes).hi)
 
     def _window_shapes(self, ends: list[tuple[Array, Array]]) -> list[tuple[int, ...]] | None:
         """The windows needed, as powers of two per axis; `None` where they would cost too much."""
@@ -114,6 +174,24 @@ class ArraySummary:
                 self._whole = (int(part.min()), int(part.max()))
             return self._whole
         return int(part.min()), int(part.max())
+
+
+def _order(rows: Array) -> Order | None:
+    # Most tensors out of order show it at once.
+    for part in (rows[:, :256], rows):
+        rises, falls = (bool(compare(part[:, 1:], part[:, :-1]).all()) for compare in (np.greater_equal, np.less_equal))
+        if not (rises or falls):
+            return None
+    return Order(rows.astype(np.int64, copy=False) if rises else ~rows.astype(np.int64), not rises)
+
+
+def _common_stretch(lo: Array, hi: Array, size: int) -> int:
+    """The largest power of two, within reason, at whose multiples all of the intervals start and end."""
+    if lo is hi:
+        return 1
+    ends = np.where(hi == size - 1, 0, hi + 1)
+    bits = int(np.bitwise_or.reduce(lo, axis=None)) | int(np.bitwise_or.reduce(ends, axis=None)) | MAX_STRETCH
+    return bits & -bits
 
 
 def _slide(least: np.ufunc, array: Array, axis: int, step: int) -> Array:

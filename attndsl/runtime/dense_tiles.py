@@ -14,7 +14,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from attndsl.analysis.classes import TileClass
 from attndsl.analysis.tiling import Tiling
 from attndsl.dense import Env, evaluate
 from attndsl.ir import build
@@ -42,21 +41,19 @@ def on_device(values: Mapping[str, Value], device: torch.device) -> dict[str, Va
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in values.items()}
 
 
-def settle_partial(
-    mask: Expr, values: Mapping[str, Value], tiling: Tiling, classes: npt.NDArray[Any]
+def look_at_pairs(
+    mask: Expr, values: Mapping[str, Value], tiling: Tiling, tiles: tuple[npt.NDArray[Any], ...]
 ) -> npt.NDArray[Any]:
-    """The classes with every partial tile looked at: none of those left is really empty or full."""
-    settled = classes.copy()
-    tiles = np.argwhere(classes == TileClass.PARTIAL)
+    """The class of each of some tiles (b, h, row, column)."""
     step = max(1, PAIRS_AT_ONCE // (tiling.block[0] * tiling.block[1]))
-    for start in range(0, len(tiles), step):
-        some = tiles[start : start + step]
-        settled[tuple(some.T)] = _look(mask, values, tiling, some)
-    return settled
+    parts = (tuple(place[start : start + step] for place in tiles) for start in range(0, len(tiles[0]), step))
+    return np.concatenate([_look(mask, values, tiling, part) for part in parts])
 
 
-def _look(mask: Expr, values: Mapping[str, Value], tiling: Tiling, tiles: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    b, h, row, column = (torch.from_numpy(place.copy()).view(-1, 1, 1) for place in tiles.T)
+def _look(
+    mask: Expr, values: Mapping[str, Value], tiling: Tiling, tiles: tuple[npt.NDArray[Any], ...]
+) -> npt.NDArray[Any]:
+    b, h, row, column = (torch.from_numpy(place.copy()).view(-1, 1, 1) for place in tiles)
     queries, keys = tiling.block
     q = row * queries + torch.arange(queries).view(1, -1, 1)
     k = column * keys + torch.arange(keys).view(1, 1, -1)

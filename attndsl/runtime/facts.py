@@ -118,7 +118,7 @@ class FactBook:
                 known=self.known(program, values),
             )
             is_table = tiles.walk is Strategy.TABLE
-            table = build_table(tiles.tiles.matrix(), tiles.tiling, call.q.device) if is_table else None
+            table = build_table(tiles.tiles, tiles.tiling, call.q.device) if is_table else None
             facts.tables[block] = table
         return facts.tables[block]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -15,12 +16,12 @@ import torch
 from torch import Tensor
 
 from attndsl.analysis.bounds import KeyRange, Strategy, choose_strategy, key_ranges
-from attndsl.analysis.classes import Classes, MatrixClasses, classify
+from attndsl.analysis.classes import Classes, classify
 from attndsl.analysis.intervals import Known
 from attndsl.analysis.tiling import Tiling
 from attndsl.ir.nodes import Expr
 from attndsl.ir.variant import Variant
-from attndsl.runtime.dense_tiles import on_device, pairs, settle_partial
+from attndsl.runtime.dense_tiles import look_at_pairs, on_device, pairs
 from attndsl.runtime.known import Value, known_values
 from attndsl.runtime.picture import LEGEND, draw
 from attndsl.runtime.requirements import check_requirements
@@ -40,7 +41,7 @@ class BlockPlan:
 
     @property
     def strategy(self) -> str:
-        """"closed_form", "table" or "dense": how a kernel knows which tiles to visit."""
+        """ "closed_form", "table" or "dense": how a kernel knows which tiles to visit."""
         return self.walk.value
 
     @property
@@ -59,7 +60,7 @@ class BlockPlan:
         """Bytes of tables a kernel reads: closed forms have none, and a dense walk needs none."""
         if self.walk is not Strategy.TABLE:
             return 0
-        return build_table(self.tiles.matrix(), self.tiling, torch.device("cpu")).nbytes
+        return build_table(self.tiles, self.tiling, torch.device("cpu")).nbytes
 
     def classes(self) -> Tensor:
         """int8 [B', H', Tq, Tk]; B' and H' are 1 where the mask does not depend on them."""
@@ -132,7 +133,7 @@ def plan_blocks(
     tiles = classify(variant.mask, tiling, known)
     if exact and not tiles.exact:
         host = on_device(values, torch.device("cpu"))
-        tiles = MatrixClasses(settle_partial(variant.mask, host, tiling, tiles.matrix()), exact=True)
+        tiles = tiles.settled(partial(look_at_pairs, variant.mask, host, tiling), exact=True)
     strategy = choose_strategy(variant.mask)
     if strategy is Strategy.TABLE and tiles.counts["partial"] == prod(tiling.shape):
         strategy = Strategy.DENSE

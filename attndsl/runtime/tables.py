@@ -12,9 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attndsl.analysis.classes import TileClass
+from attndsl.analysis import runs
+from attndsl.analysis.bands import TileRuns
+from attndsl.analysis.classes import Classes
+from attndsl.analysis.runs import Intervals
 from attndsl.analysis.tiling import Tiling
 from attndsl.analysis.values import Array
+from attndsl.diagnostics import CallError, fail
+
+MAX_RECORDS = 2**27
+"""Records beyond which a table is refused: a gigabyte and a half."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,38 +40,41 @@ class TileTable:
         return self.records.nbytes + self.rows.nbytes
 
 
-def build_table(classes: Array, tiling: Tiling, device: torch.device) -> TileTable:
-    """The table of int8 classes [B', H', Tq, Tk]; a full tile that overhangs the keys is walked as a partial one."""
-    batch, heads, rows, columns = classes.shape
-    flat = np.array(classes, np.int8).reshape(-1, columns)
-    if columns and tiling.kv_len % tiling.block[1]:
-        flat[:, -1] = np.minimum(flat[:, -1], TileClass.PARTIAL)
-    starts, records = _records(flat)
-    keys = np.minimum(records * tiling.block[1], tiling.kv_len).astype(np.int32)
+def build_table(classes: Classes, tiling: Tiling, device: torch.device) -> TileTable:
+    """The table of the tiles of a call; a full tile that overhangs the keys is walked as a partial one."""
+    batch, heads, rows, _ = classes.shape
+    parts = [_records(part, tiling) for part in classes.parts()]
+    records = np.concatenate([np.zeros((0, 3), np.int32), *(found for found, _ in parts)])
+    if len(records) > MAX_RECORDS:
+        message = f"a table of {len(records)} runs of key tiles is too large, at most {MAX_RECORDS} are listed"
+        help_ = "split the batch, or the heads, into several calls"
+        raise fail(CallError, "table-too-large", message, None, help=help_)
+    starts = np.zeros(batch * heads * rows + 1, np.int32)
+    np.cumsum(np.concatenate([np.zeros(0, np.int64), *(counts for _, counts in parts)]), out=starts[1:])
     return TileTable(
-        torch.from_numpy(keys).to(device),
-        torch.from_numpy(starts.astype(np.int32)).to(device),
+        torch.from_numpy(records).to(device),
+        torch.from_numpy(starts).to(device),
         batch_stride=heads * rows if batch > 1 else 0,
         head_stride=rows if heads > 1 else 0,
     )
 
 
-def _records(classes: Array) -> tuple[Array, Array]:
-    """Where each row's records start, and the records in tiles: a full run, led by the partial run it touches."""
-    rows, columns = classes.shape
-    padded = np.zeros((rows, columns + 2), np.int8)
-    padded[:, 1:-1] = classes
-    row, at = np.nonzero(padded[:, 1:] != padded[:, :-1])
-    kind = padded[row, at + 1]
-    used = kind != TileClass.EMPTY
-    # A run ends where the next change of its row is; the change to the padding closes the last one.
-    end = np.append(at[1:], 0)[used]
-    row, start, kind = row[used], at[used], kind[used]
-    full = kind == TileClass.FULL
+def _records(part: TileRuns, tiling: Tiling) -> tuple[Array, Array]:
+    """The records of a stretch of tile rows, in keys, and how many each row has: a full run, led by what it touches."""
+    full = part.covered
+    if tiling.kv_len % tiling.block[1]:
+        last = np.minimum(full.last, tiling.kv_tiles - 2)
+        full = runs.union(Intervals(full.row, full.first, last), tiling.kv_tiles)
+    partial = runs.difference(part.needed, full, tiling.kv_tiles)
+    row = np.concatenate([partial.row, full.row])
+    start, end = np.concatenate([partial.first, full.first]), np.concatenate([partial.last, full.last]) + 1
+    order = np.argsort(row * (tiling.kv_tiles + 1) + start, kind="stable")
+    is_full = (order >= len(partial.row)).astype(bool)
+    row, start, end = row[order], start[order], end[order]
     touches = (row[1:] == row[:-1]) & (start[1:] == end[:-1])
-    leads = np.append(touches & full[1:], False) & ~full
-    led = np.append(False, leads[:-1])
-    first = np.where(led, np.append(0, start[:-1]), start)
-    records = np.stack([first, np.where(full, start, end), end], axis=1)[~leads]
-    starts = np.searchsorted(row[~leads], np.arange(rows + 1))
-    return starts, records
+    leads = np.append(touches & is_full[1:], False)[: len(row)] & ~is_full
+    led = np.append(False, leads[:-1])[: len(row)]
+    first = np.where(led, np.append(0, start[:-1])[: len(row)], start)
+    tiles = np.stack([first, np.where(is_full, start, end), end], axis=1)[~leads]
+    keys = np.minimum(tiles * tiling.block[1], tiling.kv_len).astype(np.int32)
+    return keys, np.bincount(row[~leads] - part.rows.start, minlength=part.rows.stop - part.rows.start)
