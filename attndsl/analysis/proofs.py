@@ -27,13 +27,25 @@ COMPARISONS = frozenset({Op.LT, Op.LE, Op.GT, Op.GE, Op.EQ, Op.NE})
 ABOUT_A_CALL = frozenset({build.Q, build.Q_LEN, build.KV_LEN})
 
 
+class Claim(Enum):
+    """What is proven, in words."""
+
+    LIVE_ROW = "every query has a live key"
+    LIVE_START = "every query sees key 0"
+    INT32 = "integers fit in 32 bits"
+    IN_BOUNDS = "captured reads are in bounds at every pair"
+    NATURAL = "operands are never negative in"
+    SCALE = "the scale is positive"
+    DEAD_BRANCH = "the score is -inf unless"
+
+
 class Condition(Enum):
     """What the launcher checks beside the facts that are expressions; the value says it in words."""
 
-    INT32 = "every integer of the call fits in 32 bits"
-    IN_BOUNDS = "every read is in bounds, whatever the pair"
-    NATURAL = "`q_offset` is not negative, divisors are positive"
-    POSITIVE_SCALE = "the scale is positive"
+    INT32 = "lengths, integers and element offsets below 2**31"
+    IN_BOUNDS = "indices within their tensors"
+    NATURAL = "q_offset >= 0, no divisor <= 0"
+    POSITIVE_SCALE = "scale > 0"
 
 
 Fact = Expr | Condition
@@ -41,12 +53,16 @@ Fact = Expr | Condition
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """`claim` holds in every call in which the `facts` do; `why` says how it is known, `effect` what follows."""
+    """`claim`, of what it is `about`, holds in every call in which the `facts` do.
 
-    claim: str
+    `why` says how it is known, `effect` what a kernel makes of it.
+    """
+
+    claim: Claim
     facts: tuple[Fact, ...]
     why: str
     effect: str
+    about: str = ""
 
 
 @lru_cache(maxsize=256)
@@ -64,14 +80,13 @@ def no_empty_row(mask: Expr, score: Expr) -> Proof | None:
     ranges = [facts for keys in key_ranges(mask) if keys.is_exact for facts in _accepted(_range_conditions(keys))]
     if ranges:
         why = "the first key of a range is not beyond its last"
-        return Proof(_EVERY_ROW, (*_any_of(ranges), *finite), why, _NO_DIVISOR_GUARD)
+        return Proof(Claim.LIVE_ROW, (*_any_of(ranges), *finite), why, _NO_DIVISOR_GUARD)
     for facts in _accepted(_diagonal_conditions(mask)):
-        return Proof(_EVERY_ROW, (*facts, *finite), "a query sees the key at its own position", _NO_DIVISOR_GUARD)
+        return Proof(Claim.LIVE_ROW, (*facts, *finite), "a query sees the key at its own position", _NO_DIVISOR_GUARD)
     return None
 
 
-_EVERY_ROW = "every query has a live key"
-_NO_DIVISOR_GUARD = "the sum of a row is not compared with 0"
+_NO_DIVISOR_GUARD = "no guard on the divisor"
 
 
 def first_key_seen(mask: Expr, row: Proof | None) -> Proof | None:
@@ -82,8 +97,8 @@ def first_key_seen(mask: Expr, row: Proof | None) -> Proof | None:
     conditions = [*map(_simplified, conjuncts(rewrite(at_first, _folded))), *_at_least(_last_key(), 0)]
     for facts in _accepted(conditions):
         if set(facts) <= set(row.facts):
-            effect = "the running maximum is not compared with -inf: the first tile makes it finite"
-            return Proof("every query sees key 0", row.facts, "the mask at key 0", effect)
+            why = "the mask is true there, so the first tile makes the maximum finite"
+            return Proof(Claim.LIVE_START, row.facts, why, "no guard on the running maximum")
     return None
 
 

@@ -14,6 +14,8 @@ from attndsl.analysis.bounds import Strategy, choose_strategy, key_range, key_ra
 from attndsl.analysis.coverage import Cover, coverage
 from attndsl.analysis.infinite import may_be_infinite
 from attndsl.analysis.monotone import Trend, trend_in_query
+from attndsl.analysis.natural import natural_divisions
+from attndsl.analysis.proofs import Claim, Proof, row_proofs
 from attndsl.analysis.streaming import Streaming, stream
 from attndsl.codegen.names import KERNEL_NAMES, kernel_names
 from attndsl.diagnostics import Diagnostic, UnsupportedError
@@ -30,9 +32,8 @@ class Specialisation:
     """What a kernel is compiled for besides the variant.
 
     `dtype` is the element type of q, k and v: "bf16", "fp16" or "fp32". `fast` kernels rely on facts the launcher
-    checks on the host: integers fit in 32 bits, captured reads are in bounds for every pair of positions,
-    `q_offset >= 0`, divisors are positive and so is the scale. The other kernel relies on none of them. `strategy` is
-    the walk over the keys, by default the one the mask allows.
+    checks on the host: every `Condition`, and those proofs about rows are taken on (`analysis.proofs`). The other
+    kernel relies on none of them. `strategy` is the walk over the keys, by default the one the mask allows.
     """
 
     dtype: str = "bf16"
@@ -145,7 +146,8 @@ class Placement:
 class KernelPlan:
     """A forward kernel.
 
-    `symbols` are the kernel's identifiers of the parameters, by name. `cheap_division` are the `//` and `%` whose
+    `symbols` are the kernel's identifiers of the parameters, by name. `rows` is what is proven about the live keys of
+    a row. `cheap_division` are the `//` and `%` whose
     operands are never negative; `branch_loads` the captured reads whose index may be out of bounds even on a live
     pair, because they stand in a branch.
     """
@@ -160,6 +162,7 @@ class KernelPlan:
     sink: Placement
     mask: Expr
     score: Expr
+    rows: tuple[Proof, ...]
     cheap_division: frozenset[Expr]
     branch_loads: frozenset[Expr]
     mask_origin: str | None
@@ -184,6 +187,16 @@ class KernelPlan:
     def seen_are_bounded(self) -> bool:
         """Whether bounds alone tell the keys of a tile that some of its queries see."""
         return self.walk.seen_are_bounded and not self.hides_keys
+
+    @property
+    def guards_rows(self) -> bool:
+        """Whether a row may have no live key."""
+        return all(proof.claim is not Claim.LIVE_ROW for proof in self.rows)
+
+    @property
+    def guards_maximum(self) -> bool:
+        """Whether a row may have no live key in the tiles it has met so far."""
+        return all(proof.claim is not Claim.LIVE_START for proof in self.rows)
 
     @property
     def never(self) -> bool:
@@ -219,7 +232,8 @@ def plan_forward(variant: Variant, spec: Specialisation) -> KernelPlan:
         sink=place(variant, build.TRUE, build.TRUE if streaming.sink is None else streaming.sink, symbols),
         mask=variant.mask,
         score=variant.score,
-        cheap_division=_cheap_divisions(roots) if spec.fast else frozenset(),
+        rows=row_proofs(variant.mask, variant.score) if spec.fast else (),
+        cheap_division=natural_divisions(roots) if spec.fast else frozenset(),
         branch_loads=_branch_loads(variant.score),
         mask_origin=_origin(variant, variant.mask),
         score_origin=_origin(variant, variant.score),
@@ -356,55 +370,6 @@ def _free(hint: str, taken: set[str]) -> str:
 def _origin(variant: Variant, node: Expr) -> str | None:
     span = variant.origins.first(node)
     return None if span is None else f"{span.source.base_name}:{span.line}"
-
-
-def _cheap_divisions(roots: tuple[Expr, ...]) -> frozenset[Expr]:
-    """The `//` and `%` whose operands are never negative where the launcher's facts hold."""
-    sure: set[Expr] = set()
-    for node in postorder(*roots):
-        if _is_natural(node, sure):
-            sure.add(node)
-    divisors = {
-        node.args[1]
-        for node in postorder(*roots)
-        if isinstance(node, Apply) and node.op in (Op.FLOORDIV, Op.MOD) and isinstance(node.args[1], Scalar)
-    }
-    return frozenset(
-        node
-        for node in postorder(*roots)
-        if isinstance(node, Apply)
-        and node.op in (Op.FLOORDIV, Op.MOD)
-        and node.dtype.is_int
-        and node.args[0] in sure
-        and (node.args[1] in divisors or (isinstance(node.args[1], Const) and node.args[1].value > 0))
-    )
-
-
-def _is_natural(node: Expr, sure: set[Expr]) -> bool:
-    """Whether an integer is never negative, given that its operands in `sure` are not."""
-    if not node.dtype.is_int:
-        return False
-    match node:
-        case Const(value=value):
-            return value >= 0
-        case Coord():
-            return True
-        case Apply(op=Op.ADD | Op.MUL | Op.MIN | Op.BIT_OR | Op.BIT_XOR, args=args):
-            return all(arg in sure for arg in args)
-        case Apply(op=Op.MAX | Op.BIT_AND, args=args):
-            return any(arg in sure for arg in args)
-        case Apply(op=Op.FLOORDIV, args=(left, Const(value=value))):
-            return left in sure and value > 0
-        case Apply(op=Op.MOD, args=(_, Const(value=value))):
-            return value > 0
-        case Apply(op=Op.SHR, args=(left, _)):
-            return left in sure
-        case Apply(op=Op.ABS | Op.BIT_LENGTH):
-            return True
-        case Apply(op=Op.WHERE, args=(_, yes, no)):
-            return yes in sure and no in sure
-        case _:
-            return False
 
 
 def _branch_loads(root: Expr) -> frozenset[Expr]:

@@ -52,12 +52,16 @@ class WalkText:
 
 @dataclass(frozen=True, slots=True)
 class WalkPrinter:
-    """Prints walks. `program_names` are values known once a program, `row_names` also those of a query."""
+    """Prints walks. `program_names` are values known once a program, `row_names` also those of a query.
+
+    `guards_ranges`: a range may be empty.
+    """
 
     printer: TritonPrinter
     program_names: Mapping[Expr, str]
     row_names: Mapping[Expr, str]
     loads: LoadStyle
+    guards_ranges: bool
 
     def text(self, walk: KeyWalk) -> WalkText:
         """The lines of a walk."""
@@ -104,7 +108,7 @@ class WalkPrinter:
             for bound in keys.upper:
                 yield f"{full_hi} = tl.minimum({full_hi}, {self._extreme(bound, smallest=True)} + 1)"
         yield from self._gates(keys, ends)
-        if keys.cover is Cover.WHERE_NOT_EMPTY:
+        if keys.cover is Cover.WHERE_NOT_EMPTY and self.guards_ranges:
             yield "# A window is empty for all queries of the tile or for none."
             first, last = (self._moving(side) for side in (keys.lower, keys.upper))
             yield f"{hi} = tl.where({first} <= {last}, {hi}, {lo})"

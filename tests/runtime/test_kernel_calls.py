@@ -112,7 +112,8 @@ def test_head_dims_that_differ(head_dim: int, v_head_dim: int) -> None:
 @pytest.mark.parametrize("q_len", [1, 15, 16, 17, 33])
 @pytest.mark.parametrize("kv_len", [1, 15, 16, 17, 48])
 def test_lengths_on_both_sides_of_a_tile(q_len: int, kv_len: int) -> None:
-    check(program(WINDOW, width=9), *inputs(q_len=q_len, kv_len=kv_len), fast=True)
+    """The last query sees a key where its window, which starts 8 before it, reaches back to one."""
+    check(program(WINDOW, width=9), *inputs(q_len=q_len, kv_len=kv_len), fast=q_len - 9 < kv_len)
 
 
 @pytest.mark.parametrize("heads, kv_heads", [(4, 4), (4, 2), (4, 1), (6, 3)])
@@ -130,7 +131,7 @@ def test_any_scale(scale: float) -> None:
 
 @pytest.mark.parametrize("offset", [0, 1, 16, 23, 40, 1000])
 def test_offsets(offset: int) -> None:
-    check(program(WINDOW, width=20), *inputs(q_len=20, kv_len=50), q_offset=offset, fast=True)
+    check(program(WINDOW, width=20), *inputs(q_len=20, kv_len=50), q_offset=offset, fast=offset < 50)
 
 
 @pytest.mark.parametrize("offset", [-1, -16, -100])

@@ -4,8 +4,12 @@ attention prefix(length: int tensor[B]) {
     mask        kv_idx <= q_idx or kv_idx <= length[b] - 1
 }
 
-Relies on facts checked before the launch: integers fit in 32 bits, captured reads are in
-bounds for every pair of positions, q_offset >= 0, divisors and the scale are positive.
+Proven, on facts checked before the launch:
+* every query has a live key, where kv_len >= 1, q_idx >= 0: no guard on the divisor
+* every query sees key 0, where kv_len >= 1, q_idx >= 0: no guard on the running maximum
+* integers fit in 32 bits: int32 arithmetic
+* captured reads are in bounds at every pair: indices are not clamped
+* the scale is positive: it joins the exponent
 """
 
 import triton
@@ -130,9 +134,8 @@ def forward(
             k = tl.load(k_tile)
             s = tl.dot(q, k)
             m_new = tl.maximum(m_i, tl.max(s, 1) * sm_scale)
-            shift = tl.where(m_new == -INF, 0.0, m_new)
-            p = tl.exp2(s * qk_scale - (shift * LOG2E)[:, None])
-            alpha = tl.exp2((m_i - shift) * LOG2E)
+            p = tl.exp2(s * qk_scale - (m_new * LOG2E)[:, None])
+            alpha = tl.exp2((m_i - m_new) * LOG2E)
             v_tile = V + tl.cast(start_n, tl.int64) * stride_vn + v_offs
             v = tl.load(v_tile)
             acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None])
@@ -153,9 +156,8 @@ def forward(
             live = live & (keys < kv_len)[None, :]
             s = tl.where(live, s, -INF)
             m_new = tl.maximum(m_i, tl.max(s, 1) * sm_scale)
-            shift = tl.where(m_new == -INF, 0.0, m_new)
-            p = tl.exp2(s * qk_scale - (shift * LOG2E)[:, None])
-            alpha = tl.exp2((m_i - shift) * LOG2E)
+            p = tl.exp2(s * qk_scale - (m_new * LOG2E)[:, None])
+            alpha = tl.exp2((m_i - m_new) * LOG2E)
             v_tile = V + tl.cast(start_n, tl.int64) * stride_vn + v_offs
             v = tl.load(v_tile, mask=(keys < kv_len)[:, None], other=0.0)
             # A key that no query of the tile sees stays out of the product, whatever its value holds.
@@ -169,8 +171,7 @@ def forward(
 
     row_ok = offs_m < q_len
     tl.store(Max + row_base + offs_m, m_i, mask=row_ok)
-    # A row without a live key has l_i = 0: output 0, lse -inf.
-    out = acc / tl.where(l_i == 0.0, 1.0, l_i)[:, None]
+    out = acc / l_i[:, None]
     out_tile = Out + offs_m[:, None].to(tl.int64) * stride_om + offs_d[None, :] * stride_od
     tl.store(out_tile, out.to(Out.dtype.element_ty), mask=row_ok[:, None])
     tl.store(Lse + row_base + offs_m, m_i + tl.log(l_i), mask=row_ok)

@@ -4,8 +4,9 @@ attention bias(bias: tensor[B, H, N, M]) {
     score       score + bias[b, h, q_idx, kv_idx]
 }
 
-Relies on facts checked before the launch: integers fit in 32 bits, captured reads are in
-bounds for every pair of positions, q_offset >= 0, divisors and the scale are positive.
+Proven, on facts checked before the launch:
+* integers fit in 32 bits: int32 arithmetic
+* captured reads are in bounds at every pair: indices are not clamped
 """
 
 import triton
