@@ -29,7 +29,6 @@ def run_forward(
     tile: TileShape | None = None,
 ) -> launch.Rows:
     """Launch the forward kernel; `fast`, `strategy` and `tile` override what the call and its device suggest."""
-    tile = launch.tile_for(call) if tile is None else tile
     spec = Specialisation(
         dtype=launch.DTYPES[call.q.dtype],
         head_dim=call.head_dim,
@@ -39,6 +38,7 @@ def run_forward(
         strategy=strategy,
     )
     kernel = compilation.kernel("forward", spec)
+    tile = launch.tile_for(call, kernel.plan) if tile is None else tile
     table = None
     if kernel.plan.walk.strategy is Strategy.TABLE:
         table = book.table(compilation.program, call, facts, (tile.block_m, tile.block_n))

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from attndsl.codegen.plan import Emitted, KernelPlan, padded
+from attndsl.codegen.plan import Emitted, KernelPlan
 from attndsl.diagnostics import UnsupportedError, fail
 from attndsl.ir.types import DType
 from attndsl.ir.variant import TensorParam
@@ -78,9 +78,8 @@ def compile_for(emitted: Mapping[str, Emitted], target: str) -> CompileReport:
 
 
 def _report(name: str, emitted: Emitted, backend: str, arch: str) -> KernelReport:
-    spec = emitted.plan.spec
     family = family_of(backend, int(arch) if backend == "cuda" else 0)
-    tile = default_tile(family, spec.dtype, padded(max(spec.head_dim, spec.v_head_dim)))
+    tile = default_tile(family, emitted.plan)
     args = _arguments(emitted.text, name)
     signature = _signature(args, emitted.plan)
     job = Job(

@@ -60,7 +60,7 @@ def assemble(job: Job) -> Assembled:
     options = {"num_warps": job.num_warps, "num_stages": job.num_stages, "enable_fp_fusion": True}
     compiled = triton.compile(source, target=target, options=options)
     shared = int(compiled.metadata.shared)
-    return _hip(compiled.asm["amdgcn"], shared) if is_hip else _cuda(compiled.asm["ptx"], shared, int(job.arch))
+    return _hip(compiled.asm["amdgcn"], shared) if is_hip else _cuda(compiled.asm["ptx"], compiled.asm["cubin"], shared)
 
 
 def assemble_elsewhere(job: Job) -> Assembled:
@@ -75,25 +75,20 @@ def assemble_elsewhere(job: Job) -> Assembled:
     return Assembled(**json.loads(run.stdout))
 
 
-def _cuda(ptx: str, shared: int, arch: int) -> Assembled:
-    log = _ptxas(ptx, arch)
-    registers = re.search(r"Used (\d+) registers", log)
-    if registers is None:
-        raise RuntimeError(f"the assembler reported no registers:\n{log}")
-    spills = [int(count) for count in re.findall(r"(\d+) bytes spill (?:stores|loads)", log)]
-    return Assembled(int(registers[1]), max(spills, default=0), shared, _ptx_counts(ptx), ptx)
-
-
-def _ptxas(ptx: str, arch: int) -> str:
-    """What the bundled assembler reports of the kernel."""
-    from triton.backends.nvidia import compiler
+def _cuda(ptx: str, cubin: bytes, shared: int) -> Assembled:
+    """What the binary says of itself: the one a launch would load, with the options it was assembled with."""
+    import triton
 
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "kernel.ptx"
-        source.write_text(ptx)
-        gpu = compiler.sm_arch_from_capability(arch)
-        command = [compiler.get_ptxas(arch).path, "-v", f"--gpu-name={gpu}", str(source), "-o", f"{folder}/cubin"]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stderr
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path)]
+        usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    if found is None:
+        raise RuntimeError(f"the binary reports no registers:\n{usage}")
+    # Kernels have no arrays of their own on the stack: all of it is spilled registers.
+    return Assembled(int(found[1]), int(found[2]), shared, _ptx_counts(ptx), ptx)
 
 
 def _ptx_counts(ptx: str) -> dict[str, int]:

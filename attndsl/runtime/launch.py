@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attndsl.analysis.bounds import Strategy
-from attndsl.codegen.plan import Emitted, KernelPlan, padded
+from attndsl.codegen.plan import Emitted, KernelPlan
 from attndsl.ir.variant import TensorParam
 from attndsl.runtime.arguments import Call
 from attndsl.runtime.interpreter import silent_arithmetic, widen_bfloat16_products
@@ -48,7 +48,7 @@ def forward(call: Call, emitted: Emitted, tile: TileShape | None = None, table: 
     rows = allocate(call)
     if rows.out.numel() == 0 and rows.lse.numel() == 0:
         return rows
-    tile = tile or tile_for(call)
+    tile = tile or tile_for(call, emitted.plan)
     interpret = call.q.device.type != "cuda"
     if interpret:
         widen_bfloat16_products()
@@ -98,10 +98,10 @@ def _arguments(call: Call, plan: KernelPlan, rows: Rows, table: TileTable | None
         yield tensor.stride(3)
 
 
-def tile_for(call: Call) -> TileShape:
+def tile_for(call: Call, plan: KernelPlan) -> TileShape:
     """The tile shape a launch uses by default."""
     if call.q.device.type != "cuda":
         return INTERPRETER
     major, minor = torch.cuda.get_device_capability(call.q.device)
     family = family_of("hip" if torch.version.hip else "cuda", 10 * major + minor)
-    return default_tile(family, DTYPES[call.q.dtype], padded(max(call.head_dim, call.v_head_dim)))
+    return default_tile(family, plan)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from attndsl.codegen.plan import KernelPlan, padded
+
 
 @dataclass(frozen=True, slots=True)
 class TileShape:
@@ -17,39 +19,57 @@ class TileShape:
 
 INTERPRETER = TileShape(32, 32, 4, 1)
 
-# Rows: (largest padded head dimension, tile). Chosen for 0 spilled bytes and, on Hopper, warp-group products.
-_HALF: dict[str, tuple[tuple[int, TileShape], ...]] = {
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Tiles up to a padded head dimension: where bounds tell the keys a query tile sees, and where it has to look."""
+
+    head_dim: int
+    bounded: TileShape
+    searching: TileShape
+
+
+# Chosen for 0 spilled bytes at head dims 64 and 128 and, on Hopper, warp-group products.
+_HALF: dict[str, tuple[Row, ...]] = {
     "ampere": (
-        (64, TileShape(128, 64, 8, 3)),
-        (128, TileShape(128, 32, 8, 3)),
-        (256, TileShape(64, 32, 8, 2)),
+        Row(64, TileShape(128, 64, 8, 3), TileShape(128, 32, 8, 3)),
+        Row(128, TileShape(128, 32, 8, 3), TileShape(128, 32, 8, 3)),
+        Row(256, TileShape(64, 32, 8, 2), TileShape(64, 32, 8, 2)),
     ),
     "hopper": (
-        (64, TileShape(128, 64, 8, 3)),
-        (128, TileShape(128, 64, 8, 3)),
-        (256, TileShape(64, 32, 4, 2)),
+        Row(64, TileShape(128, 64, 8, 3), TileShape(128, 64, 8, 2)),
+        Row(128, TileShape(128, 64, 8, 3), TileShape(128, 64, 8, 2)),
+        Row(256, TileShape(64, 32, 4, 2), TileShape(64, 32, 4, 2)),
+    ),
+    "blackwell": (
+        Row(64, TileShape(128, 64, 8, 3), TileShape(64, 32, 4, 3)),
+        Row(128, TileShape(128, 64, 8, 3), TileShape(128, 32, 8, 2)),
+        Row(256, TileShape(64, 32, 4, 2), TileShape(64, 32, 4, 2)),
     ),
     "hip": (
-        (64, TileShape(128, 64, 4, 1)),
-        (128, TileShape(128, 64, 4, 1)),
-        (256, TileShape(64, 32, 4, 1)),
+        Row(64, TileShape(128, 64, 4, 1), TileShape(128, 64, 4, 1)),
+        Row(128, TileShape(128, 64, 4, 1), TileShape(128, 64, 4, 1)),
+        Row(256, TileShape(64, 32, 4, 1), TileShape(64, 32, 4, 1)),
     ),
 }
 _FULL = (
-    (64, TileShape(64, 32, 4, 2)),
-    (128, TileShape(32, 32, 4, 2)),
-    (256, TileShape(16, 16, 4, 1)),
+    Row(64, TileShape(64, 32, 8, 2), TileShape(64, 32, 8, 2)),
+    Row(128, TileShape(32, 32, 4, 2), TileShape(32, 32, 4, 2)),
+    Row(256, TileShape(16, 16, 4, 1), TileShape(16, 16, 4, 1)),
 )
 
 
-def default_tile(family: str, dtype: str, head_dim: int) -> TileShape:
-    """The tile of a target family ("ampere", "hopper", "hip") for a padded head dimension (the larger of the two)."""
-    rows = _FULL if dtype == "fp32" else _HALF[family]
-    return next(tile for limit, tile in rows if head_dim <= limit)
+def default_tile(family: str, plan: KernelPlan) -> TileShape:
+    """The tile of a plan on a target family: "ampere", "hopper", "blackwell" or "hip"."""
+    spec = plan.spec
+    head_dim = padded(max(spec.head_dim, spec.v_head_dim))
+    row = next(row for row in (_FULL if spec.dtype == "fp32" else _HALF[family]) if head_dim <= row.head_dim)
+    return row.bounded if plan.seen_are_bounded else row.searching
 
 
 def family_of(backend: str, capability: int) -> str:
     """The row of the table for a target: Triton's backend name and, on cuda, the compute capability (90 for 9.0)."""
     if backend == "hip":
         return "hip"
+    if capability >= 100:
+        return "blackwell"
     return "hopper" if capability >= 90 else "ampere"
