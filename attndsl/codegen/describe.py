@@ -76,4 +76,4 @@ def _statement(statement: Statement) -> str:
 
 
 def _line(name: str, text: str) -> str:
-    return f"{name:<{INDENT}}{text}"
+    return f"{name:<{INDENT}}" + text.replace("\n", "\n" + " " * INDENT)
