@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -99,6 +100,21 @@ def _interpreted(
     return interpreter.values
 
 
+@lru_cache(maxsize=256)
+def _learnt(
+    roots: tuple[Expr, ...], assume: tuple[Expr, ...], scalars: tuple[tuple[str, int | float], ...]
+) -> tuple[Mapping[Expr, Form], tuple[Fact, ...]]:
+    """The forms of everything below, and the facts in the assumptions."""
+    everything, numbers = (*roots, *assume), dict(scalars)
+    constants: dict[Expr, int] = {
+        node: int(numbers[node.name])
+        for node in postorder(*everything)
+        if isinstance(node, Scalar) and node.dtype.is_int and node.name in numbers
+    }
+    forms = forms_below(everything, constants)
+    return forms, facts_of(dict(literals(assume)), forms)
+
+
 class _Interpreter:
     """One interpretation: fills `values` node by node, operands first."""
 
@@ -107,7 +123,7 @@ class _Interpreter:
         self.known = known
         self.dtype: npt.DTypeLike = dtype
         self.values: dict[Expr, Value] = {}
-        self.forms: dict[Expr, Form] = {}
+        self.forms: Mapping[Expr, Form] = {}
         self.facts: tuple[Fact, ...] = ()
         self.peak = 0
         self._narrower: dict[Expr, Interval] = {}
@@ -145,15 +161,8 @@ class _Interpreter:
 
     def _learn(self, roots: tuple[Expr, ...], assume: tuple[Expr, ...]) -> tuple[Fact, ...]:
         """The facts in the assumptions; the forms of everything below are filled in on the way."""
-        everything = (*roots, *assume)
-        scalars = self.known.scalars
-        constants: dict[Expr, int] = {
-            node: int(scalars[node.name])
-            for node in postorder(*everything)
-            if isinstance(node, Scalar) and node.dtype.is_int and node.name in scalars
-        }
-        self.forms = forms_below(everything, constants)
-        return facts_of(dict(literals(assume)), self.forms)
+        self.forms, facts = _learnt(roots, assume, tuple(self.known.scalars.items()))
+        return facts
 
     def _narrowed(self, term: Expr, fact: Fact) -> Interval:
         """The interval of one term of a fact, from the others'."""

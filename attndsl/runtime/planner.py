@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from math import prod
 from typing import Any
 
@@ -137,10 +137,11 @@ def plan_blocks(
     strategy = choose_strategy(variant.mask)
     if strategy is Strategy.TABLE and tiles.counts["partial"] == prod(tiling.shape):
         strategy = Strategy.DENSE
-    return BlockPlan(strategy, _reasons(variant.mask, tiles), variant, values, tiling, tiles)
+    return BlockPlan(strategy, _reasons(variant.mask, tiles.exact), variant, values, tiling, tiles)
 
 
-def _reasons(mask: Expr, tiles: Classes) -> tuple[str, ...]:
+@lru_cache(maxsize=256)
+def _reasons(mask: Expr, is_exact: bool) -> tuple[str, ...]:
     """What was found, in the words of the program."""
     ranges = key_ranges(mask)
     reasons = [reason for keys in ranges for reason in _of_range(keys)]
@@ -148,7 +149,7 @@ def _reasons(mask: Expr, tiles: Classes) -> tuple[str, ...]:
         reasons.insert(0, f"a union of {len(ranges)} ranges of keys")
     if not reasons:
         reasons.append("nothing is masked")
-    if not tiles.exact:
+    if not is_exact:
         reasons.append("tiles that ranges cannot decide count as partial")
     return tuple(reasons)
 
@@ -165,7 +166,7 @@ def _of_range(keys: KeyRange) -> list[str]:
 def _text(expr: Expr) -> str:
     from attndsl.ir.printer import print_expr
 
-    return print_expr(expr)
+    return print_expr(expr).replace("\n", "; ")
 
 
 def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
