@@ -185,7 +185,7 @@ def _join(scope: Scope, symbol: str, terms: list[Expr]) -> Expr:
 def _mask(scope: Scope) -> tuple[Expr, bool]:
     """A mask, and whether every live pair has `kv_idx <= q_idx`."""
     kind = scope.between(0, 11)
-    if kind == 0:
+    if kind == 0 and scope.between(0, 2) == 0:
         return build.TRUE, False
     if kind <= 4:
         return _atom(scope), False
@@ -195,9 +195,9 @@ def _mask(scope: Scope) -> tuple[Expr, bool]:
             flags = scope.load(scope.bools(scope.shape.q_end), scope.op("-", build.Q, build.K))
             return scope.op("and", causal, flags), True
         return scope.op("and", causal, _atom(scope)), True
-    if kind == 7:
+    if kind in (7, 8):
         return scope.op("and", _atom(scope), _atom(scope)), False
-    if kind <= 9:
+    if kind == 9:
         return scope.op("or", _atom(scope), _atom(scope)), False
     if kind == 10:
         return scope.op("and", scope.op("or", _atom(scope), _atom(scope)), scope.no(_atom(scope))), False
