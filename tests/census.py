@@ -39,6 +39,13 @@ class Census:
             share = float((classes == value).double().mean())
             self.shares[name] += (share - self.shares[name]) / self.programs
 
+    def wants(self, live: Tensor, tile: int = 16) -> bool:
+        """Whether a program helps the balance: while a class is below a quarter, one without tiles of it does not."""
+        rarest = min(self.shares, key=self.shares.__getitem__)
+        if self.programs < 10 or self.shares[rarest] >= 0.25:
+            return True
+        return bool((tile_classes(live, tile) == list(self.shares).index(rarest)).any())
+
     def __str__(self) -> str:
         shares = ", ".join(f"{share:.0%} {name}" for name, share in self.shares.items())
         return f"{self.programs} programs: tiles {shares}"
