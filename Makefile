@@ -41,6 +41,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.import_time
 	$(BIN)/python -m benchmarks.emit
 	$(BIN)/python -m benchmarks.compile
+	$(BIN)/python -m benchmarks.plan
 	$(BIN)/python -m benchmarks.gpu
 
 clean:

@@ -14,7 +14,7 @@ from attndsl.codegen.plan import Specialisation
 from attndsl.compiler import KERNELS, Compilation
 from attndsl.diagnostics import UnsupportedError, fail
 from attndsl.execution import run_forward
-from attndsl.explain import explain
+from attndsl.explain import Explanation, Shape, explain
 from attndsl.frontend.bindings import Bindings
 from attndsl.frontend.tracing import trace
 from attndsl.ir.printer import print_variant
@@ -33,7 +33,7 @@ from attndsl.runtime.facts import FactBook
 from attndsl.runtime.planner import BlockPlan, plan_blocks
 from attndsl.runtime.statistics import Aux, wanted_statistics
 
-__all__ = ["Attention", "Aux", "attention"]
+__all__ = ["Attention", "Aux", "Explanation", "attention"]
 
 
 def attention(
@@ -185,15 +185,31 @@ class Attention:
         return plan if order is None else replace(plan, reasons=(f"tokens are kept in {order}", *plan.reasons))
 
     def explain(
-        self, q_len: int, kv_len: int | None = None, *, head_dim: int = 128, blocks: Any = None, **where: Any
-    ) -> str:
-        """What is skipped and why, what it costs, and how the kernel computes it; arguments as for `plan`."""
+        self,
+        q_len: int,
+        kv_len: int | None = None,
+        *,
+        head_dim: int = 128,
+        v_head_dim: int | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+        blocks: Any = None,
+        **where: Any,
+    ) -> Explanation:
+        """What is skipped and why, what is proven, what a call costs and how that could be less; prints as text.
+
+        Other arguments as for `plan`.
+        """
         kv_len = q_len if kv_len is None else kv_len
+        batch, heads, q_offset = where.get("batch", 1), where.get("heads", 1), where.get("q_offset", 0)
         if blocks is not None:
-            table = table_of_plan(blocks, where.get("batch", 1), where.get("heads", 1), q_len, kv_len)
-            routed = self._routed(table, self._values(), where.get("q_offset", 0))
-            return routed.explain(q_len, kv_len, head_dim=head_dim, **where)
-        return explain(self._compilation, self.plan(q_len, kv_len, **where), head_dim)
+            routed = self._routed(table_of_plan(blocks, batch, heads, q_len, kv_len), self._values(), q_offset)
+            return routed.explain(q_len, kv_len, head_dim=head_dim, v_head_dim=v_head_dim, dtype=dtype, **where)
+        v_head_dim = head_dim if v_head_dim is None else v_head_dim
+        check_kernel_shape(dtype, head_dim, v_head_dim)
+        plan = self.plan(q_len, kv_len, **where)
+        sizes = (batch, heads, q_len, kv_len)
+        grants = self._facts.grants(self._compilation.program, self._values(), sizes, q_offset)
+        return explain(self._compilation, plan, Shape(batch, heads, head_dim, v_head_dim, dtype), grants)
 
     def source(
         self,

@@ -1,4 +1,4 @@
-"""Fixtures every test may use: golden files."""
+"""Fixtures every test may use: golden files. Random suites draw the same programs in every run; scripts draw others."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+settings.load_profile("repeatable")
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -21,8 +21,8 @@ from attndsl.ir import build
 from attndsl.ir.nodes import Expr
 from attndsl.ir.variant import Variant
 
-LENGTHS = (33, 1, 15, 16, 17, 31, 127, 128, 129)
-"""On both sides of the edges of tiles of 16 and 128."""
+LENGTHS = (33, 1, 15, 16, 17, 31, 127, 128, 129, 200, 257, 390)
+"""On both sides of the edges of tiles of 16, 128 and 256; suites take those up to their own limit."""
 
 HEAD_DIMS = (16, 1, 17, 32, 64, 80)
 HEADS = ((1, 1, 1), (1, 2, 1), (1, 2, 2), (2, 1, 1), (2, 2, 1), (1, 3, 1), (2, 4, 2))
@@ -138,6 +138,17 @@ def affine_masks(draw: Draw, max_programs: int = 8, max_length: int = 129, tenso
     return _case(scope, build.SCORE, _join(scope, "and", terms), normalizers.softmax(scope.builder), build.WEIGHT)
 
 
+@st.composite
+def affine_unions(draw: Draw, max_programs: int = 8, max_length: int = 129, tensor_offsets: bool = False) -> Case:
+    """A disjunction of conjunctions of affine bounds, as many as a kernel walks."""
+    scope = Scope(draw, draw(shapes(max_programs, tensor_offsets, max_length)))
+    branches = []
+    for _ in range(scope.pick((2, 2, 3, 4))):
+        anchor = scope.between(0, scope.shape.q_len - 1), scope.between(0, scope.shape.kv_len - 1)
+        branches.append(_join(scope, "and", [_affine(scope, anchor) for _ in range(scope.pick((1, 2, 2)))]))
+    return _case(scope, build.SCORE, _join(scope, "or", branches), normalizers.softmax(scope.builder), build.WEIGHT)
+
+
 def _case(scope: Scope, final: Expr, mask: Expr, normalizer: Expr, weight: Expr) -> Case:
     scope.builder.reporter.check()
     shape = scope.shape
@@ -174,7 +185,7 @@ def _join(scope: Scope, symbol: str, terms: list[Expr]) -> Expr:
 def _mask(scope: Scope) -> tuple[Expr, bool]:
     """A mask, and whether every live pair has `kv_idx <= q_idx`."""
     kind = scope.between(0, 11)
-    if kind == 0:
+    if kind == 0 and scope.between(0, 2) == 0:
         return build.TRUE, False
     if kind <= 4:
         return _atom(scope), False
@@ -184,9 +195,9 @@ def _mask(scope: Scope) -> tuple[Expr, bool]:
             flags = scope.load(scope.bools(scope.shape.q_end), scope.op("-", build.Q, build.K))
             return scope.op("and", causal, flags), True
         return scope.op("and", causal, _atom(scope)), True
-    if kind == 7:
+    if kind in (7, 8):
         return scope.op("and", _atom(scope), _atom(scope)), False
-    if kind <= 9:
+    if kind == 9:
         return scope.op("or", _atom(scope), _atom(scope)), False
     if kind == 10:
         return scope.op("and", scope.op("or", _atom(scope), _atom(scope)), scope.no(_atom(scope))), False
@@ -241,6 +252,21 @@ def _documents(scope: Scope) -> Expr:
         return scope.op("==", left, scope.again(scope.params[-1].name, build.K))
     left = scope.load(ids, build.B, build.Q)
     return scope.op("==", left, scope.again(scope.params[-1].name, build.B, build.K))
+
+
+def _positions(scope: Scope) -> Expr:
+    """Ordered numbers of keys, rising or falling, with repeats, against numbers of queries in any order."""
+    shape, step = scope.shape, scope.pick((3, 1, 10))
+    rows = shape.batch if scope.between(0, 2) == 0 else 1
+    falls = scope.between(0, 2) == 0
+    numbers = torch.arange(shape.kv_len).repeat(rows, 1) // step + scope.between(-5, 5)
+    keys = (numbers if not falls else numbers.flip(-1)).to(scope.pick((torch.int64, torch.int32)))
+    queries = scope.integers(-5, shape.kv_len // step + 5, shape.q_end)
+    if scope.between(0, 1) == 0:
+        queries = queries.sort().values
+    left = scope.load(queries, build.Q)
+    right = scope.load(keys[0], build.K) if rows == 1 else scope.load(keys, build.B, build.K)
+    return scope.op(scope.pick(("==", "<=", "<", ">=", ">")), left, right)
 
 
 def _chunks(scope: Scope) -> Expr:
@@ -323,6 +349,7 @@ _ATOMS = (
     _captured,
     _generic,
     _generic,
+    _positions,
 )
 
 

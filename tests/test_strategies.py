@@ -41,7 +41,7 @@ def test_every_operator_is_met() -> None:
     met: Counter[Op] = Counter()
 
     @seed(0)
-    @settings(RANDOM, max_examples=300)
+    @settings(RANDOM, max_examples=600)
     @given(ANY)
     def draw(case: Case) -> None:
         met.update(node.op for node in postorder(*case.variant) if isinstance(node, Apply))

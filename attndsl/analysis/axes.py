@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from attndsl.ir.nodes import Coord, Expr, Input, Reduce, children
 from attndsl.ir.rewrite import postorder
 from attndsl.ir.types import AXIS_OF, Axis
@@ -26,6 +28,7 @@ def axes_below(*roots: Expr) -> dict[Expr, frozenset[Axis]]:
     return axes
 
 
+@lru_cache(maxsize=4096)
 def axes_of(root: Expr) -> frozenset[Axis]:
     """The axes a value depends on."""
     return axes_below(root)[root]

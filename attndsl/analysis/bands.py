@@ -1,7 +1,7 @@
 """Key ranges on tiles: which tiles some query of a tile row needs and which all of its queries see, in O(tile rows).
 
-In: `KeyRange`s, of which a live pair is in at least one, a `Tiling`, what the call knows. Out: `TileRuns` of stretches
-of tile rows.
+In: the `Source`s of ranges, of which a live pair is in at least one, and a `Tiling`. Out: `TileRuns` of stretches of
+tile rows.
 
 A tile row is cut into bands: stretches of queries on which every bound moves one way, so that its extremes are those of
 the first and the last query. A band whose queries all share a key (or see none) needs the keys from the least lower
@@ -19,9 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from attndsl.analysis import runs
-from attndsl.analysis.bounds import KeyRange
-from attndsl.analysis.ends import Ends, Source, prepare
-from attndsl.analysis.intervals import Known
+from attndsl.analysis.ends import Ends, Source
 from attndsl.analysis.runs import Intervals, Runs
 from attndsl.analysis.tiling import Tiling
 from attndsl.analysis.values import Array
@@ -71,9 +69,8 @@ def _joined(left: Bands, right: Bands) -> Bands:
     return Bands(np.concatenate([left.first, right.first]), np.concatenate([left.last, right.last]), ends)
 
 
-def tile_runs(ranges: Sequence[KeyRange], tiling: Tiling, known: Known) -> Iterator[TileRuns]:
-    """The tiles of every tile row. A range with a residue covers nothing."""
-    sources = tuple(prepare(keys, tiling, known) for keys in ranges)
+def tile_runs(sources: Sequence[Source], tiling: Tiling) -> Iterator[TileRuns]:
+    """The tiles of every tile row, by the union of ranges. A range with a residue covers nothing."""
     is_steady = all(source.moves_one_way for source in sources)
     cuts = np.unique(np.concatenate([source.cuts() for source in sources])) if is_steady else None
     rows = tiling.batch * tiling.heads * tiling.q_tiles

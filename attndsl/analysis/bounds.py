@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 
 from attndsl.analysis.axes import axes_of
 from attndsl.ir import build
@@ -55,6 +56,7 @@ class Strategy(Enum):
     DENSE = "dense"
 
 
+@lru_cache(maxsize=256)
 def choose_strategy(mask: Expr) -> Strategy:
     """The strategy a mask allows: bounds where they say everything, tables where tiles can be decided."""
     if any(is_decidable(term) for keys in key_ranges(mask) for term in keys.residue):
@@ -95,6 +97,7 @@ def _flattened(root: Expr, op: Op) -> tuple[Expr, ...]:
     return tuple(terms)
 
 
+@lru_cache(maxsize=256)
 def key_ranges(mask: Expr, limit: int = MAX_RANGES) -> tuple[KeyRange, ...]:
     """A mask as a union of key ranges: a pair is live iff it is in one of them.
 

@@ -17,9 +17,9 @@ import numpy as np
 
 from attndsl.analysis import runs
 from attndsl.analysis.bands import TileRuns, tile_runs
-from attndsl.analysis.bounds import KeyRange, key_range, key_ranges
+from attndsl.analysis.bounds import key_ranges
 from attndsl.analysis.cells import split_tables, with_tables
-from attndsl.analysis.ends import prepare
+from attndsl.analysis.ends import Source, prepare
 from attndsl.analysis.intervals import Known
 from attndsl.analysis.periods import periods_of
 from attndsl.analysis.pieces import look_at
@@ -97,10 +97,10 @@ def classify(mask: Expr, tiling: Tiling, known: Known) -> Classes:
         alone = classify(rest, tiling.reduced(rest), known).matrix()
         return of_matrix(with_tables(alone, rest, tables, tiling, known))
     ranges = key_ranges(mask)
-    sources = [prepare(keys, tiling, known).keys for keys in ranges]
-    if all(keys.is_exact for keys in sources):
-        return _of_ranges(tiling, partial(tile_runs, ranges, tiling, known))
-    return _with_residue(mask, ranges, tiling, known)
+    sources = tuple(prepare(keys, tiling, known) for keys in ranges)
+    if all(source.keys.is_exact for source in sources):
+        return _of_ranges(tiling, partial(tile_runs, sources, tiling))
+    return _with_residue(mask, sources, tiling, known)
 
 
 def of_matrix(classes: Array) -> Classes:
@@ -136,16 +136,16 @@ def _kept(shape: tuple[int, int, int, int], parts: Iterator[TileRuns], *, exact:
     return Classes(shape, lambda: iter(kept), needed, full, is_exact)
 
 
-def _with_residue(mask: Expr, ranges: tuple[KeyRange, ...], tiling: Tiling, known: Known) -> Classes:
+def _with_residue(mask: Expr, sources: tuple[Source, ...], tiling: Tiling, known: Known) -> Classes:
     rows, columns = slice(0, tiling.batch * tiling.heads * tiling.q_tiles), tiling.kv_tiles
     if rows.stop > MAX_ROWS:
         message = f"{rows.stop} rows of tiles are too many for a mask that bounds on the key do not describe"
         help_ = f"at most {MAX_ROWS} are planned, batches and heads that differ included: ask for larger tiles"
         raise fail(CallError, "too-many-tiles", message, None, help=help_)
-    if len(ranges) == 1 or not any(keys.is_bounded for keys in ranges):
-        found = _of_conjunction(mask, tiling, known, rows)
+    if len(sources) == 1:
+        found = _of_conjunction(sources[0], tiling, known, rows)
     else:
-        within = _joined(tile_runs(ranges, tiling, known))
+        within = _joined(tile_runs(sources, tiling))
         tree = explore(mask, (), within.needed.hull(rows.stop), tiling, known)
         needed = runs.intersection(tree.possible, within.needed, columns)
         covered = runs.union(runs.joined((tree.certain, within.covered)), columns)
@@ -156,16 +156,14 @@ def _with_residue(mask: Expr, ranges: tuple[KeyRange, ...], tiling: Tiling, know
     return classes
 
 
-def _of_conjunction(mask: Expr, tiling: Tiling, known: Known, rows: slice) -> TileRuns:
+def _of_conjunction(source: Source, tiling: Tiling, known: Known, rows: slice) -> TileRuns:
     """What bounds leave, where the residue can be true there; full where bounds cover and it cannot be false."""
-    solved = prepare(key_range(mask), tiling, known)
-    bounds = replace(solved.keys, residue=())
-    searched = [term for term in key_range(mask).residue if term not in solved.keys.residue]
-    within = _joined(tile_runs((replace(bounds, residue=tuple(searched)),), tiling, known))
-    below = (build.apply(Op.GE, build.K, end) for end in bounds.lower)
-    above = (build.apply(Op.LE, build.K, end) for end in bounds.upper)
-    assume = (*below, *above, *bounds.gates)
-    residue = build.conjunction(solved.keys.residue)
+    bounds = replace(source, keys=replace(source.keys, residue=()))
+    within = _joined(tile_runs((bounds,), tiling))
+    below = (build.apply(Op.GE, build.K, end) for end in source.keys.lower)
+    above = (build.apply(Op.LE, build.K, end) for end in source.keys.upper)
+    assume = (*below, *above, *source.keys.gates)
+    residue = build.conjunction(source.keys.residue)
     tree: Found = explore(residue, assume, within.needed.hull(rows.stop), tiling, known)
     pairs = ((tree.possible, within.needed), (tree.certain, within.covered))
     needed, covered = (runs.intersection(one, other, tiling.kv_tiles) for one, other in pairs)

@@ -149,10 +149,10 @@ class Source:
     def _changes(self, load: Load) -> Array:
         """The queries at which a load differs from the one before."""
         tiling, summary = self.tiling, self.known.summaries[load.tensor]
-        pairs = np.arange(tiling.batch * tiling.heads)
-        values = evaluate(load.indices, _at(pairs * tiling.q_len, tiling), self.known)
-        rows = _row(load.indices[:-1], summary.shape, values, len(pairs))
-        starts = _flat(_interval(values[load.indices[-1]]).lo, len(pairs))
+        pairs, lead = np.arange(tiling.batch * tiling.heads), load.indices[:-1]
+        values = evaluate(lead, _at(pairs * tiling.q_len, tiling), self.known) if lead else {}
+        rows = _row(lead, summary.shape, values, len(pairs))
+        starts = np.broadcast_to(tiling.q_offset[:, None], (tiling.batch, tiling.heads)).ravel()
         of_row, element = summary.changes()
         found = []
         for pair, row, start in zip(pairs.tolist(), rows.tolist(), starts.tolist(), strict=True):

@@ -5,19 +5,22 @@ conjuncts to take as true. Out: an `Interval` or a `Truth` for every node. Sound
 be true has no live pair, one on which it cannot be false has no dead pair.
 
 Nothing wraps: a first pass over the hull of all tiles in Python integers finds the largest number that occurs, and the
-tiles are done in int64 only where that leaves room. Further domains (congruences) join as tables beside `values`.
+tiles are done in int64 only where that leaves room. Intervals are narrowed by what is known of remainders
+(`congruences`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from attndsl.analysis import values as v
 from attndsl.analysis.assumptions import Fact, facts_of, literals
+from attndsl.analysis.congruences import MAX_MODULUS, Congruence, congruences_below, of_form
 from attndsl.analysis.forms import Form, forms_below
 from attndsl.analysis.summaries import Summary
 from attndsl.analysis.transfer import INTEGER, LOGIC
@@ -99,6 +102,21 @@ def _interpreted(
     return interpreter.values
 
 
+@lru_cache(maxsize=256)
+def _learnt(
+    roots: tuple[Expr, ...], assume: tuple[Expr, ...], scalars: tuple[tuple[str, int | float], ...]
+) -> tuple[Mapping[Expr, Form], Mapping[Expr, Congruence], tuple[Fact, ...]]:
+    """The forms and congruences of everything below, and the facts in the assumptions."""
+    everything, numbers = (*roots, *assume), dict(scalars)
+    constants: dict[Expr, int] = {
+        node: int(numbers[node.name])
+        for node in postorder(*everything)
+        if isinstance(node, Scalar) and node.dtype.is_int and node.name in numbers
+    }
+    forms = forms_below(everything, constants)
+    return forms, congruences_below(everything, forms), facts_of(dict(literals(assume)), forms)
+
+
 class _Interpreter:
     """One interpretation: fills `values` node by node, operands first."""
 
@@ -107,7 +125,8 @@ class _Interpreter:
         self.known = known
         self.dtype: npt.DTypeLike = dtype
         self.values: dict[Expr, Value] = {}
-        self.forms: dict[Expr, Form] = {}
+        self.forms: Mapping[Expr, Form] = {}
+        self.congruences: Mapping[Expr, Congruence] = {}
         self.facts: tuple[Fact, ...] = ()
         self.peak = 0
         self._narrower: dict[Expr, Interval] = {}
@@ -145,15 +164,8 @@ class _Interpreter:
 
     def _learn(self, roots: tuple[Expr, ...], assume: tuple[Expr, ...]) -> tuple[Fact, ...]:
         """The facts in the assumptions; the forms of everything below are filled in on the way."""
-        everything = (*roots, *assume)
-        scalars = self.known.scalars
-        constants: dict[Expr, int] = {
-            node: int(scalars[node.name])
-            for node in postorder(*everything)
-            if isinstance(node, Scalar) and node.dtype.is_int and node.name in scalars
-        }
-        self.forms = forms_below(everything, constants)
-        return facts_of(dict(literals(assume)), self.forms)
+        self.forms, self.congruences, facts = _learnt(roots, assume, tuple(self.known.scalars.items()))
+        return facts
 
     def _narrowed(self, term: Expr, fact: Fact) -> Interval:
         """The interval of one term of a fact, from the others'."""
@@ -179,6 +191,7 @@ class _Interpreter:
             if narrower is not None:
                 value = v.meet(value, narrower.lo, narrower.hi)
             self._note(value)
+            value = self._sharpened(value, self.congruences[node])
         truth = self._assumed.get(node)
         return value if truth is None else v.verdict(truth)
 
@@ -228,6 +241,14 @@ class _Interpreter:
             value = v.meet(value, span.lo, span.hi)
         return self._by_facts(value, form)
 
+    def _sharpened(self, value: Interval, known: Congruence) -> Interval:
+        """The interval from the first to the last number with the remainder that is known."""
+        if known.modulus <= 1 or value.is_point:
+            return value
+        self._note_number(known.modulus)
+        inside = known.within(value)
+        return v.meet(value, inside.lo, inside.hi)
+
     def _compared(self, op: Op, left: Expr, right: Expr) -> Truth:
         if left.dtype.is_bool:
             differ = v.logical_xor(self._truth(left), self._truth(right))
@@ -235,13 +256,54 @@ class _Interpreter:
         if left.dtype.is_float:
             x, y = self._integral(left), self._integral(right)
             return v.UNKNOWN if x is None or y is None else v.compare(op, v.sub(x, y))
+        if op in (Op.EQ, Op.NE):
+            found = self._same_remainder(left, right)
+            if found is not None:
+                return found if op is Op.EQ else v.logical_not(found)
+        form = self.forms[left].plus(self.forms[right], -1)
+        return v.compare(op, of_form(form, self.congruences).within(self._difference(left, right, form)))
+
+    def _difference(self, left: Expr, right: Expr, form: Form) -> Interval:
+        """The interval of `left - right`, whose form is given."""
         difference = v.sub(self._integer(left), self._integer(right))
         self._note(difference)
-        form = self.forms[left].plus(self.forms[right], -1)
         if self.forms[left].shares_terms(self.forms[right]):
             span = self._span(form)
             difference = v.meet(difference, span.lo, span.hi)
-        return v.compare(op, self._by_facts(difference, form))
+        return self._by_facts(difference, form)
+
+    def _same_remainder(self, left: Expr, right: Expr) -> Truth | None:
+        """`x % n == r` and `x % n == y % n`: whether n divides `x - r`, or `x - y`; `None` for other comparisons."""
+        for side, other in ((left, right), (right, left)):
+            match side, other:
+                case Apply(op=Op.MOD, args=(x, n)), Apply(op=Op.MOD, args=(y, m)) if n is m:
+                    return self._divides(n, x, y)
+                case Apply(op=Op.MOD, args=(x, n)), _ if self.forms[other].is_constant:
+                    return self._divides(n, x, other)
+        return None
+
+    def _divides(self, n: Expr, x: Expr, y: Expr) -> Truth | None:
+        """Whether a known positive number n divides `x - y`; a y that is a number must be a remainder."""
+        divisor, form = self.congruences[n], self.forms[x].plus(self.forms[y], -1)
+        if not divisor.is_number or not 0 < divisor.residue <= MAX_MODULUS:
+            return None
+        if self.forms[y].is_constant and not 0 <= self.forms[y].constant < divisor.residue:
+            return None
+        known = of_form(form, self.congruences)
+        multiples = known.and_also(Congruence(divisor.residue, 0))
+        if multiples is None:
+            return v.verdict(False)
+        if known.modulus % divisor.residue == 0:
+            return v.verdict(True)
+        return self._contains(self._difference(x, y, form), known, multiples)
+
+    def _contains(self, value: Interval, known: Congruence, multiples: Congruence) -> Truth:
+        """Whether an integer of an interval, all of them `known`, is one of the `multiples` among these."""
+        self._note_number(multiples.modulus)
+        first = value.lo + (multiples.residue - value.lo) % multiples.modulus
+        inside = known.within(value)
+        can_be_true = np.asarray(first <= value.hi, bool)
+        return Truth(can_be_true, ~can_be_true | np.asarray(inside.lo != inside.hi, bool))
 
     def _by_facts(self, value: Interval, form: Form) -> Interval:
         """The interval narrowed by every fact whose form is part of this one: form = m * fact + rest."""
@@ -303,6 +365,10 @@ class _Interpreter:
         value = self.values[node]
         assert isinstance(value, Truth), node
         return value
+
+    def _note_number(self, number: int) -> None:
+        if self.dtype == object:
+            self.peak = max(self.peak, number)
 
     def _note(self, value: Interval) -> None:
         """Remember the largest number met, where numbers are unlimited."""

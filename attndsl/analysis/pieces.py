@@ -10,6 +10,9 @@ where no piece can have a live pair, full where none can have a dead one.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import numpy as np
 
 from attndsl.analysis.intervals import Box, Known, evaluate
@@ -23,20 +26,44 @@ EMPTY, PARTIAL, FULL = 0, 1, 2
 
 TILES_AT_ONCE = 2**14
 
+Periods = dict[Coordinate, tuple[Period, ...]]
+
 
 def look_at(mask: Expr, tiling: Tiling, known: Known, tiles: tuple[Array, ...]) -> Array:
-    """The classes of tiles (b, h, row, column) that are partial so far."""
+    """The classes of tiles (b, h, row, column) that are partial so far.
+
+    Tiles that hold several whole rows and are still open are cut at every row: what depends on how far apart two rows
+    are (radial attention) is not the same for all of them.
+    """
     periods = periods_of(mask)
-    parts = [
-        tuple(place[start : start + TILES_AT_ONCE] for place in tiles)
-        for start in range(0, len(tiles[0]), TILES_AT_ONCE)
-    ]
-    return np.concatenate([_looked_at(mask, periods, tiling, known, part) for part in parts])
+    classes = _in_batches(mask, periods, tiling, known, tiles)
+    by_row = {one: _row_by_row(some, size) for (one, some), size in zip(_in_order(periods), tiling.block, strict=True)}
+    if by_row != dict(_in_order(periods)):
+        open_ = classes == PARTIAL
+        classes[open_] = _in_batches(mask, by_row, tiling, known, tuple(place[open_] for place in tiles))
+    return classes
 
 
-def _looked_at(
-    mask: Expr, periods: dict[Coordinate, tuple[Period, ...]], tiling: Tiling, known: Known, tiles: tuple[Array, ...]
-) -> Array:
+def _in_order(periods: Periods) -> Iterator[tuple[Coordinate, tuple[Period, ...]]]:
+    for coordinate in (Coordinate.Q_IDX, Coordinate.KV_IDX):
+        yield coordinate, periods.get(coordinate, ())
+
+
+def _row_by_row(periods: tuple[Period, ...], size: int) -> tuple[Period, ...]:
+    """The periods, with a cut at every start of the longest where a tile of that size can hold two whole ones."""
+    if not periods or 2 * periods[0].length > size:
+        return periods
+    return (replace(periods[0], every=True), *periods[1:])
+
+
+def _in_batches(mask: Expr, periods: Periods, tiling: Tiling, known: Known, tiles: tuple[Array, ...]) -> Array:
+    starts = range(0, len(tiles[0]), TILES_AT_ONCE)
+    parts = (tuple(place[start : start + TILES_AT_ONCE] for place in tiles) for start in starts)
+    found = [_looked_at(mask, periods, tiling, known, part) for part in parts]
+    return np.concatenate([np.zeros(0, np.int8), *found])
+
+
+def _looked_at(mask: Expr, periods: Periods, tiling: Tiling, known: Known, tiles: tuple[Array, ...]) -> Array:
     """The classes of these tiles, all partial so far."""
     box = tiling.tiles(slice(0, tiling.q_tiles), slice(0, tiling.kv_tiles))
     ranges = {coordinate: _gathered(interval, tiling, tiles) for coordinate, interval in box.ranges.items()}

@@ -6,7 +6,8 @@ a pair if in one of its ways all of them are true there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 
 from attndsl.analysis.axes import axes_below
 from attndsl.analysis.bounds import conjuncts
@@ -23,7 +24,8 @@ MAX_WAYS = 8
 """Ways to reach a node that are kept apart; more become one guard, which ranges cannot use but evaluation can."""
 
 
-def ways_to_reach(variant: Variant) -> dict[Expr, tuple[Guards, ...]]:
+@lru_cache(maxsize=64)
+def ways_to_reach(variant: Variant) -> Mapping[Expr, tuple[Guards, ...]]:
     """How every node is reached, parents before operands."""
     live = conjuncts(variant.mask)
     reached: dict[Expr, tuple[Guards, ...]] = {}

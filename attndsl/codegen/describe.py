@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from attndsl.analysis.bounds import Strategy
-from attndsl.codegen.plan import KernelPlan, KeyBound, KeyWalk, Placement, Statement
+from attndsl.codegen.placement import Placement, Statement
+from attndsl.codegen.plan import KernelPlan
+from attndsl.codegen.walk import KeyBound, KeyWalk
 from attndsl.ir.printer import print_expr
 
 INDENT = 12
@@ -74,4 +76,4 @@ def _statement(statement: Statement) -> str:
 
 
 def _line(name: str, text: str) -> str:
-    return f"{name:<{INDENT}}{text}"
+    return f"{name:<{INDENT}}" + text.replace("\n", "\n" + " " * INDENT)

@@ -25,7 +25,7 @@ def proofs_of(plan: KernelPlan) -> tuple[Proof, ...]:
 
 def fact_text(fact: Fact) -> str:
     """A fact as one reads it: of those about `q_idx` every query is meant."""
-    return fact.value if isinstance(fact, Condition) else print_expr(fact)
+    return fact.value if isinstance(fact, Condition) else print_expr(fact).replace("\n", "; ")
 
 
 def claim_text(proof: Proof) -> str:
@@ -47,12 +47,12 @@ def _of_branches(plan: KernelPlan) -> Iterator[Proof]:
     for condition in plan.variant.moved_to_mask:
         span = plan.variant.origins.first(condition)
         place = "" if span is None else f" ({span.source.base_name}:{span.line})"
-        why = "no other value of the score is"
+        why = "a branch of the score is -inf, and what it is added to is finite"
         yield Proof(Claim.DEAD_BRANCH, (), why, "part of the mask", f"`{print_expr(condition)}`{place}")
 
 
 def _of_integers(plan: KernelPlan) -> Iterator[Proof]:
-    ranges = "the ranges of the coordinates and what is captured"
+    ranges = "coordinates, scalars and captured integers are within ranges that say so"
     yield Proof(Claim.INT32, (Condition.INT32,), ranges, "int32 arithmetic")
     nodes = tuple(postorder(plan.mask, plan.score))
     if any(isinstance(node, Load) for node in nodes):
@@ -60,7 +60,7 @@ def _of_integers(plan: KernelPlan) -> Iterator[Proof]:
     natural = dict.fromkeys(f"`{print_expr(node)}`" for node in nodes if node in plan.cheap_division)
     if natural:
         effect = "rounding towards zero is rounding down"
-        yield Proof(Claim.NATURAL, (Condition.NATURAL,), "the signs of the operands", effect, ", ".join(natural))
+        yield Proof(Claim.NATURAL, (Condition.NATURAL,), "signs follow from operands", effect, ", ".join(natural))
     if plan.scales_late:
         why = "there is no score mod between the scale and the exponential"
         yield Proof(Claim.SCALE, (Condition.POSITIVE_SCALE,), why, "it joins the exponent")

@@ -11,21 +11,23 @@ from typing import TYPE_CHECKING
 
 from attndsl.analysis.axes import axes_of
 from attndsl.analysis.bounds import Strategy
-from attndsl.codegen.plan import KernelPlan, Scope, Statement, padded, scope_of
+from attndsl.codegen.placement import Scope, Statement, scope_of
+from attndsl.codegen.plan import KernelPlan, padded
 from attndsl.codegen.proofs import header_lines
 from attndsl.codegen.triton_expr import LoadStyle, TritonPrinter
+from attndsl.codegen.triton_layout import wrapped
+from attndsl.codegen.triton_signature import arguments, runtime_arguments
 from attndsl.codegen.triton_walk import WalkPrinter, WalkText
 from attndsl.ir import build
 from attndsl.ir.nodes import Expr, Scalar
 from attndsl.ir.printer import print_variant
 from attndsl.ir.rewrite import postorder
 from attndsl.ir.types import Axis
-from attndsl.ir.variant import ScalarParam, TensorParam
+from attndsl.ir.variant import ScalarParam
 
 if TYPE_CHECKING:
     import jinja2
 
-LINE_LENGTH = 120
 HIDDEN = (
     "# A key that no query of the tile sees stays out of the product, whatever its value holds.",
     "seen = tl.max((s != -INF).to(tl.int32), 0) != 0",
@@ -137,8 +139,8 @@ class _Forward:
         shift_lines, shift = _shift(plan.guards_maximum)
         return ForwardText(
             docstring=self._docstring(),
-            runtime_args=tuple(self._runtime_args()),
-            args=tuple(self._args()),
+            runtime_args=tuple(runtime_arguments(plan)),
+            args=tuple(arguments(plan)),
             helpers=tuple(_helper_sources()[name] for name in sorted(self.printer.helpers)),
             heaviest_last=plan.walk.ascending,
             base_lines=tuple(self._base_lines()),
@@ -188,42 +190,6 @@ class _Forward:
             parts.append(f"Proven{given}:\n{proven}")
         return '"""' + "\n\n".join(parts) + '\n"""'
 
-    def _args(self) -> Iterator[str]:
-        yield from ("Q", "K", "V", "Out", "Lse", "Max")
-        for param in self.plan.params:
-            name = self.plan.symbols[param.name]
-            yield name
-            if isinstance(param, TensorParam):
-                yield from (f"stride_{name}_{axis}" for axis in range(param.rank))
-                if not self.plan.spec.fast:
-                    yield from (f"size_{name}_{axis}" for axis in range(param.rank))
-        if self.plan.walk.strategy is Strategy.TABLE:
-            yield from ("Table", "Table_rows", "stride_tb", "stride_th")
-        yield "sm_scale"
-        yield "Q_offset" if self.plan.spec.offset_per_batch else "q_offset"
-        yield from ("q_len", "kv_len", "heads", "group")
-        for tensor, axis in (("q", "m"), ("k", "n"), ("v", "n"), ("o", "m")):
-            yield from (f"stride_{tensor}{letter}" for letter in ("b", "h", axis, "d"))
-
-    def _runtime_args(self) -> Iterator[str]:
-        """All but pointers and the strides of q, k, v and the output, whose alignment vector loads need."""
-        tensors = [(self.plan.symbols[p.name], p.rank) for p in self.plan.params if isinstance(p, TensorParam)]
-        pointers = {
-            "Q",
-            "K",
-            "V",
-            "Out",
-            "Lse",
-            "Max",
-            "Q_offset",
-            "Table",
-            "Table_rows",
-            *(name for name, _ in tensors),
-        }
-        own = {f"stride_{tensor}{letter}" for tensor in "qkvo" for letter in "bhmnd"}
-        last = {f"stride_{name}_{rank - 1}" for name, rank in tensors}
-        return (arg for arg in self._args() if arg not in pointers | own | last)
-
     def _base_lines(self) -> Iterator[str]:
         """Pointers moved to the batch and head, and integers widened where nothing proves that they fit."""
         yield "Q += b.to(tl.int64) * stride_qb + h.to(tl.int64) * stride_qh"
@@ -259,7 +225,7 @@ class _Forward:
             if line.origin is not None and line.origin != origin:
                 yield f"# {line.origin}"
                 origin = line.origin
-            yield from _wrapped(f"{line.name} = {self.printer.text(line.value, known, loads)}", indent)
+            yield from wrapped(f"{line.name} = {self.printer.text(line.value, known, loads)}", indent)
             known[line.value] = line.name
 
     def _regions(self) -> Iterator[Region]:
@@ -391,31 +357,6 @@ class _Forward:
 def _shift(guarded: bool) -> tuple[tuple[str, ...], str]:
     """What scores are measured from, and the lines that compute it: the maximum, or 0 while no key was live."""
     return (("shift = tl.where(m_new == -INF, 0.0, m_new)",), "shift") if guarded else ((), "m_new")
-
-
-def _wrapped(line: str, indent: int) -> Iterator[str]:
-    """A statement as a formatter breaks it: the address of a read that is too long stands on lines of its own."""
-    opening, load, rest = line.partition(" = tl.load(")
-    if indent + len(line) <= LINE_LENGTH or not load:
-        yield line
-        return
-    address, cast, dtype = rest.rpartition(").to(")
-    yield opening + load
-    if indent + 4 + len(address) <= LINE_LENGTH:
-        yield f"    {address}"
-    else:
-        yield from _terms(address)
-    yield cast + dtype
-
-
-def _terms(address: str) -> Iterator[str]:
-    """The summands of an address, each on its line."""
-    node, terms = ast.parse(address, mode="eval").body, []
-    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        terms.append(f"    + {ast.unparse(node.right)}")
-        node = node.left
-    yield f"    {ast.unparse(node)}"
-    yield from reversed(terms)
 
 
 def _names(statements: Iterable[Statement]) -> dict[Expr, str]:

@@ -15,8 +15,8 @@ from attndsl.analysis.axes import axes_of
 from attndsl.analysis.bounds import Strategy
 from attndsl.analysis.coverage import Cover
 from attndsl.analysis.monotone import Trend
-from attndsl.codegen.plan import KeyBound, KeyWalk, RangeWalk
 from attndsl.codegen.triton_expr import LoadStyle, TritonPrinter
+from attndsl.codegen.walk import KeyBound, KeyWalk, RangeWalk
 from attndsl.ir import build
 from attndsl.ir.nodes import Expr
 from attndsl.ir.types import Axis
@@ -93,20 +93,12 @@ class WalkPrinter:
         lo, full_lo, full_hi, hi = ends
         yield "# Keys that some query of the tile sees."
         if keys.lower or keys.gates or not keys.has_full or ends is not ENDS:
-            yield f"{lo} = 0"
-        for bound in keys.lower:
-            yield f"{lo} = tl.maximum({lo}, {self._extreme(bound, smallest=True)})"
-        yield f"{hi} = kv_len"
-        for bound in keys.upper:
-            yield f"{hi} = tl.minimum({hi}, {self._extreme(bound, smallest=False)} + 1)"
+            yield from self._bounded(lo, "0", "maximum", keys.lower, smallest=True)
+        yield from self._bounded(hi, "kv_len", "minimum", keys.upper, smallest=False)
         if keys.has_full:
             yield "# Keys that every query of the tile sees, in whole key tiles."
-            yield f"{full_lo} = 0"
-            for bound in keys.lower:
-                yield f"{full_lo} = tl.maximum({full_lo}, {self._extreme(bound, smallest=False)})"
-            yield f"{full_hi} = kv_len"
-            for bound in keys.upper:
-                yield f"{full_hi} = tl.minimum({full_hi}, {self._extreme(bound, smallest=True)} + 1)"
+            yield from self._bounded(full_lo, "0", "maximum", keys.lower, smallest=False)
+            yield from self._bounded(full_hi, "kv_len", "minimum", keys.upper, smallest=True)
         yield from self._gates(keys, ends)
         if keys.cover is Cover.WHERE_NOT_EMPTY and self.guards_ranges:
             yield "# A window is empty for all queries of the tile or for none."
@@ -120,6 +112,15 @@ class WalkPrinter:
             if keys.lower:
                 yield f"{full_lo} = tl.maximum({lo}, tl.cdiv({full_lo}, BLOCK_N) * BLOCK_N)"
             yield f"{full_hi} = tl.maximum({full_lo}, tl.maximum({full_hi}, 0) // BLOCK_N * BLOCK_N)"
+
+    def _bounded(self, name: str, limit: str, pick: str, bounds: tuple[KeyBound, ...], smallest: bool) -> Iterator[str]:
+        """An end of a range: its limit, drawn in by every bound. Lower bounds are included, upper ends are not."""
+        if not bounds:
+            yield f"{name} = {limit}"
+        past = " + 1" if pick == "minimum" else ""
+        for bound in bounds:
+            yield f"{name} = tl.{pick}({limit}, {self._extreme(bound, smallest)}{past})"
+            limit = name
 
     def _gates(self, keys: RangeWalk, ends: Ends) -> Iterator[str]:
         for gate in keys.gates:

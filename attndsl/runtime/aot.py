@@ -48,7 +48,7 @@ class CompileReport:
     """Every kernel of a variant for one target."""
 
     target: str
-    kernels: tuple[KernelReport, ...]
+    kernels: list[KernelReport]
 
     def __str__(self) -> str:
         rows = [f"{self.target}"]
@@ -74,7 +74,7 @@ def check_target(target: str) -> None:
 def compile_for(emitted: Mapping[str, Emitted], target: str) -> CompileReport:
     """Compile kernels, by name, for one of `TARGETS`."""
     backend, _, arch = target.partition(":")
-    return CompileReport(target, tuple(_report(name, kernel, backend, arch) for name, kernel in emitted.items()))
+    return CompileReport(target, [_report(name, kernel, backend, arch) for name, kernel in emitted.items()])
 
 
 def _report(name: str, emitted: Emitted, backend: str, arch: str) -> KernelReport:

@@ -6,7 +6,7 @@ ranges leave open is settled; the value of a pair is what the dense evaluation s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -45,14 +45,32 @@ def look_at_pairs(
     mask: Expr, values: Mapping[str, Value], tiling: Tiling, tiles: tuple[npt.NDArray[Any], ...]
 ) -> npt.NDArray[Any]:
     """The class of each of some tiles (b, h, row, column)."""
+    return np.concatenate([_classes(*looked) for looked in _looks(mask, values, tiling, tiles)])
+
+
+def live_in_tiles(mask: Expr, values: Mapping[str, Value], tiling: Tiling, tiles: tuple[npt.NDArray[Any], ...]) -> int:
+    """How many live pairs some tiles (b, h, row, column) hold together."""
+    return sum(int((live & inside).sum()) for live, inside in _looks(mask, values, tiling, tiles))
+
+
+def _classes(live: Tensor, inside: Tensor) -> npt.NDArray[Any]:
+    some = (live & inside).flatten(1).any(1)
+    every = (live | ~inside).flatten(1).all(1)
+    return np.asarray(torch.where(every, 2, some.long()).numpy())
+
+
+def _looks(
+    mask: Expr, values: Mapping[str, Value], tiling: Tiling, tiles: tuple[npt.NDArray[Any], ...]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """For a bounded number of tiles at a time which pairs are live, and which are pairs of the call."""
     step = max(1, PAIRS_AT_ONCE // (tiling.block[0] * tiling.block[1]))
-    parts = (tuple(place[start : start + step] for place in tiles) for start in range(0, len(tiles[0]), step))
-    return np.concatenate([_look(mask, values, tiling, part) for part in parts])
+    for start in range(0, len(tiles[0]), step):
+        yield _look(mask, values, tiling, tuple(place[start : start + step] for place in tiles))
 
 
 def _look(
     mask: Expr, values: Mapping[str, Value], tiling: Tiling, tiles: tuple[npt.NDArray[Any], ...]
-) -> npt.NDArray[Any]:
+) -> tuple[Tensor, Tensor]:
     b, h, row, column = (torch.from_numpy(place.copy()).view(-1, 1, 1) for place in tiles)
     queries, keys = tiling.block
     q = row * queries + torch.arange(queries).view(1, -1, 1)
@@ -63,6 +81,4 @@ def _look(
     # Beyond the lengths nothing is a pair: the nearest one is evaluated, and not counted.
     position = q.clamp(max=tiling.q_len - 1) + offset
     live = pairs(mask, values, (b, h, position, k.clamp(max=tiling.kv_len - 1)), (tiling.q_len, tiling.kv_len))
-    some = (live & inside).flatten(1).any(1)
-    every = (live | ~inside).flatten(1).all(1)
-    return np.asarray(torch.where(every, 2, some.long()).numpy())
+    return live, inside

@@ -26,7 +26,7 @@ from attndsl.ir.nodes import Load, postorder
 from attndsl.ir.variant import Variant
 from attndsl.runtime.arguments import Call
 from attndsl.runtime.checks import settle
-from attndsl.runtime.grants import grants_of
+from attndsl.runtime.grants import Grants, grants_of
 from attndsl.runtime.known import known_values, layouts, summarize
 from attndsl.runtime.planner import plan_blocks
 from attndsl.runtime.requirements import check_requirements
@@ -101,6 +101,17 @@ class FactBook:
         refusals = check_call(mask, box, self.known(source, values), layouts(source, values)).refusals
         if refusals:
             raise CallError(refusals)
+
+    def grants(
+        self,
+        program: Variant,
+        values: dict[str, int | float | Tensor],
+        sizes: tuple[int, int, int, int],
+        q_offset: int | Tensor,
+    ) -> Grants:
+        """What a call of (batch, heads, q_len, kv_len) grants, at a positive scale."""
+        box = call_box(*sizes, _offset_range(q_offset))
+        return grants_of(program, box, self.known(program, values), layouts(program, values), 1.0)
 
     def table(self, program: Variant, call: Call, facts: Facts, block: tuple[int, int]) -> TileTable | None:
         """The runs of key tiles the kernel walks, for tiles of `block` = (queries, keys); none where it visits all."""

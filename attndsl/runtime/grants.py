@@ -10,12 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from attndsl.analysis.intervals import Box, Known
 from attndsl.analysis.obligations import Layout, Verdict, check_call
 from attndsl.analysis.proofs import Condition, Fact, holds, is_about_floats, row_proofs
 from attndsl.analysis.values import Interval
 from attndsl.dense import Env, evaluate
+from attndsl.ir import build
+from attndsl.ir.nodes import Expr, postorder
 from attndsl.ir.types import Coordinate
 from attndsl.ir.variant import Variant
 
@@ -45,14 +48,23 @@ class Grants:
             case Condition.POSITIVE_SCALE:
                 return self.scale > 0
         if is_about_floats(fact):
-            # In the arithmetic of a kernel, in which large numbers are infinite.
-            return bool(evaluate(fact, Env({}, self.known.scalars, torch.float32)))
+            return self._holds_in_floats(fact)
         return _is_empty(self.box.ranges[Coordinate.Q_IDX]) or holds(fact, self.box, self.known)
 
     @property
     def fast(self) -> bool:
         """Whether everything the fast kernel relies on holds."""
         return all(map(self.holds, relied_on(self.program)))
+
+    def _holds_in_floats(self, fact: Expr) -> bool:
+        """In the arithmetic of a kernel, in which large numbers are infinite; a fact about every query is not taken."""
+        if any(node is build.Q for node in postorder(fact)):
+            return False
+        lengths = {build.Q_LEN: Coordinate.Q_LEN, build.KV_LEN: Coordinate.KV_LEN}
+        leaves: dict[Expr, Tensor] = {
+            node: torch.tensor(int(self.box.ranges[name].lo.item())) for node, name in lengths.items()
+        }
+        return bool(evaluate(fact, Env(leaves, self.known.scalars, torch.float32)))
 
     def _is_short(self) -> bool:
         coordinates = (Coordinate.Q_LEN, Coordinate.KV_LEN, Coordinate.Q_IDX)

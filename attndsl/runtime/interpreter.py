@@ -10,12 +10,24 @@ from typing import Any
 
 import numpy as np
 
+from attndsl.diagnostics import UnsupportedError, fail
+
 
 def is_interpreting() -> bool:
-    """Whether `TRITON_INTERPRET=1` is set."""
+    """Whether `TRITON_INTERPRET=1` is set; refused where triton was imported before it was."""
     import triton
+    import triton.language as tl
 
-    return bool(triton.knobs.runtime.interpret)
+    asked = bool(triton.knobs.runtime.interpret)
+    # Triton's own functions became compiled or interpreted ones when it was imported.
+    if asked and isinstance(tl.max, triton.JITFunction):
+        raise fail(
+            UnsupportedError,
+            "interpreter-too-late",
+            "TRITON_INTERPRET was set after triton was imported, which is when triton decides",
+            help="set it before anything imports triton (transformers does), or in the shell",
+        )
+    return asked
 
 
 @contextmanager

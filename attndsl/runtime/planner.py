@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from attndsl.ir.nodes import Expr
 from attndsl.ir.variant import Variant
 from attndsl.runtime.dense_tiles import look_at_pairs, on_device, pairs
 from attndsl.runtime.known import Value, known_values
-from attndsl.runtime.picture import LEGEND, draw
+from attndsl.runtime.picture import draw
 from attndsl.runtime.requirements import check_requirements
 from attndsl.runtime.tables import build_table
 
@@ -95,18 +96,18 @@ class BlockPlan:
 
         return mask_mod
 
+    def plot(self, path: str | Path) -> None:
+        """Write the picture to a file, PNG or SVG by its suffix; needs matplotlib, the extra `plot`."""
+        # Its dependency is an extra, and drawing needs nothing else of what a plan needs.
+        from attndsl.runtime.plot import plot
+
+        plot(self, Path(path))
+
     def __str__(self) -> str:
-        batch, heads, rows, columns = self.tiling.shape
         counts = ", ".join(f"{count} {name}" for name, count in self.counts.items())
         size = f"{self.tiling.q_len} x {self.tiling.kv_len} in tiles of {self.tiling.block[0]} x {self.tiling.block[1]}"
         lines = [f"{self.variant.name}: {size}, {self.strategy}", f"{counts}; sparsity {self.sparsity:.1%}"]
-        if 0 not in self.tiling.shape:
-            lines += [*draw(self.tiles.matrix()[0, 0]), LEGEND]
-        if batch * heads > 1:
-            lines.append(f"shown: batch 0 of {batch}, head 0 of {heads}")
-        if rows > 32 or columns > 64:
-            lines.append(f"each character stands for several of the {rows} x {columns} tiles")
-        return "\n".join(lines)
+        return "\n".join([*lines, *draw(self.tiles, self.tiling)])
 
 
 def plan_blocks(
@@ -137,10 +138,11 @@ def plan_blocks(
     strategy = choose_strategy(variant.mask)
     if strategy is Strategy.TABLE and tiles.counts["partial"] == prod(tiling.shape):
         strategy = Strategy.DENSE
-    return BlockPlan(strategy, _reasons(variant.mask, tiles), variant, values, tiling, tiles)
+    return BlockPlan(strategy, _reasons(variant.mask, tiles.exact), variant, values, tiling, tiles)
 
 
-def _reasons(mask: Expr, tiles: Classes) -> tuple[str, ...]:
+@lru_cache(maxsize=256)
+def _reasons(mask: Expr, is_exact: bool) -> tuple[str, ...]:
     """What was found, in the words of the program."""
     ranges = key_ranges(mask)
     reasons = [reason for keys in ranges for reason in _of_range(keys)]
@@ -148,7 +150,7 @@ def _reasons(mask: Expr, tiles: Classes) -> tuple[str, ...]:
         reasons.insert(0, f"a union of {len(ranges)} ranges of keys")
     if not reasons:
         reasons.append("nothing is masked")
-    if not tiles.exact:
+    if not is_exact:
         reasons.append("tiles that ranges cannot decide count as partial")
     return tuple(reasons)
 
@@ -165,7 +167,7 @@ def _of_range(keys: KeyRange) -> list[str]:
 def _text(expr: Expr) -> str:
     from attndsl.ir.printer import print_expr
 
-    return print_expr(expr)
+    return print_expr(expr).replace("\n", "; ")
 
 
 def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:

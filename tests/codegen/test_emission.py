@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from strategies import Case, affine_masks, cases
 
 from attndsl.codegen.names import KERNEL_NAMES
-from attndsl.codegen.plan import Emitted, Specialisation, Statement
+from attndsl.codegen.placement import Statement
+from attndsl.codegen.plan import Emitted, Specialisation
 from attndsl.compiler import compile_kernel
 from attndsl.frontend.parse import parse, read
 from attndsl.ir.variant import ScalarParam, TensorParam, Variant

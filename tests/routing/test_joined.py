@@ -204,7 +204,7 @@ def test_declarations_from_text_take_tables() -> None:
 
 def test_explanations_name_the_table() -> None:
     table = ad.BlockTable(torch.ones(1, 1, 4, 4, dtype=torch.bool), (32, 32))
-    text = MASKS["causal"][0].explain(128, blocks=table, block=(32, 32))
+    text = str(MASKS["causal"][0].explain(128, blocks=table, block=(32, 32)))
     assert "blocks[0, 0, (q_idx - first_query) // 32, kv_idx // 32]" in text
     assert "6 full, 4 partial, 6 empty" in text
 

@@ -326,3 +326,9 @@ def test_tensors_that_do_not_cover_batch_and_heads_are_refused(text: str, size: 
         attention.plan(5, batch=2, heads=4)
     larger = torch.ones([max(3, extent) + 3 for extent in size], dtype=torch.bool)
     assert attention.bind(t=larger)(q, q, q).shape == q.shape
+
+
+def test_a_bound_computed_in_floats_from_a_length_does_not_stop_a_call() -> None:
+    attention = ad.parse("attention a() { mask int(float(q_len) * 0.5) >= kv_idx }").a()
+    tensors = [torch.randn(1, 1, 9, 4) for _ in range(3)]
+    assert torch.equal(attention(*tensors, backend="reference"), attention.reference(*tensors))

@@ -97,12 +97,10 @@ def forward(
     q_first = q_offset + tile * BLOCK_M
     q_last = q_offset + tl.minimum(tile * BLOCK_M + BLOCK_M, q_len) - 1
     # Keys that some query of the tile sees.
-    key_hi = kv_len
-    key_hi = tl.minimum(key_hi, q_last + 1)
+    key_hi = tl.minimum(kv_len, q_last + 1)
     # Keys that every query of the tile sees, in whole key tiles.
     full_lo = 0
-    full_hi = kv_len
-    full_hi = tl.minimum(full_hi, q_first + 1)
+    full_hi = tl.minimum(kv_len, q_first + 1)
     full_hi = tl.maximum(full_lo, tl.maximum(full_hi, 0) // BLOCK_N * BLOCK_N)
 
     # Full tiles: every pair is live.

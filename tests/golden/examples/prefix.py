@@ -101,21 +101,17 @@ def forward(
     q_last = q_offset + tl.minimum(tile * BLOCK_M + BLOCK_M, q_len) - 1
     # Keys that some query of the tile sees.
     key_lo_0 = 0
-    key_hi_0 = kv_len
-    key_hi_0 = tl.minimum(key_hi_0, q_last + 1)
+    key_hi_0 = tl.minimum(kv_len, q_last + 1)
     # Keys that every query of the tile sees, in whole key tiles.
     full_lo_0 = 0
-    full_hi_0 = kv_len
-    full_hi_0 = tl.minimum(full_hi_0, q_first + 1)
+    full_hi_0 = tl.minimum(kv_len, q_first + 1)
     full_hi_0 = tl.maximum(full_lo_0, tl.maximum(full_hi_0, 0) // BLOCK_N * BLOCK_N)
     # Keys that some query of the tile sees.
     key_lo_1 = 0
-    key_hi_1 = kv_len
-    key_hi_1 = tl.minimum(key_hi_1, const + 1)
+    key_hi_1 = tl.minimum(kv_len, const + 1)
     # Keys that every query of the tile sees, in whole key tiles.
     full_lo_1 = 0
-    full_hi_1 = kv_len
-    full_hi_1 = tl.minimum(full_hi_1, const + 1)
+    full_hi_1 = tl.minimum(kv_len, const + 1)
     full_hi_1 = tl.maximum(full_lo_1, tl.maximum(full_hi_1, 0) // BLOCK_N * BLOCK_N)
     done = 0
     for part in range(2):

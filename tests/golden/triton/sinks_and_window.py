@@ -101,25 +101,19 @@ def forward(
     q_last = q_offset + tl.minimum(tile * BLOCK_M + BLOCK_M, q_len) - 1
     # Keys that some query of the tile sees.
     key_lo_0 = 0
-    key_hi_0 = kv_len
-    key_hi_0 = tl.minimum(key_hi_0, q_last + 1)
+    key_hi_0 = tl.minimum(kv_len, q_last + 1)
     key_hi_0 = tl.minimum(key_hi_0, first - 1 + 1)
     # Keys that every query of the tile sees, in whole key tiles.
     full_lo_0 = 0
-    full_hi_0 = kv_len
-    full_hi_0 = tl.minimum(full_hi_0, q_first + 1)
+    full_hi_0 = tl.minimum(kv_len, q_first + 1)
     full_hi_0 = tl.minimum(full_hi_0, first - 1 + 1)
     full_hi_0 = tl.maximum(full_lo_0, tl.maximum(full_hi_0, 0) // BLOCK_N * BLOCK_N)
     # Keys that some query of the tile sees.
-    key_lo_1 = 0
-    key_lo_1 = tl.maximum(key_lo_1, q_first - width + 1)
-    key_hi_1 = kv_len
-    key_hi_1 = tl.minimum(key_hi_1, q_last + 1)
+    key_lo_1 = tl.maximum(0, q_first - width + 1)
+    key_hi_1 = tl.minimum(kv_len, q_last + 1)
     # Keys that every query of the tile sees, in whole key tiles.
-    full_lo_1 = 0
-    full_lo_1 = tl.maximum(full_lo_1, q_last - width + 1)
-    full_hi_1 = kv_len
-    full_hi_1 = tl.minimum(full_hi_1, q_first + 1)
+    full_lo_1 = tl.maximum(0, q_last - width + 1)
+    full_hi_1 = tl.minimum(kv_len, q_first + 1)
     # A window is empty for all queries of the tile or for none.
     key_hi_1 = tl.where(q_first - width + 1 <= q_first, key_hi_1, key_lo_1)
     key_lo_1 = key_lo_1 // BLOCK_N * BLOCK_N

@@ -1,0 +1,33 @@
+"""Long statements broken into lines as a formatter breaks them."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+LINE_LENGTH = 120
+
+
+def wrapped(line: str, indent: int) -> Iterator[str]:
+    """A statement as a formatter breaks it: the address of a read that is too long stands on lines of its own."""
+    opening, load, rest = line.partition(" = tl.load(")
+    if indent + len(line) <= LINE_LENGTH or not load:
+        yield line
+        return
+    address, cast, dtype = rest.rpartition(").to(")
+    yield opening + load
+    if indent + 4 + len(address) <= LINE_LENGTH:
+        yield f"    {address}"
+    else:
+        yield from _terms(address)
+    yield cast + dtype
+
+
+def _terms(address: str) -> Iterator[str]:
+    """The summands of an address, each on its line."""
+    node, terms = ast.parse(address, mode="eval").body, []
+    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        terms.append(f"    + {ast.unparse(node.right)}")
+        node = node.left
+    yield f"    {ast.unparse(node)}"
+    yield from reversed(terms)
