@@ -154,7 +154,7 @@ def explain(compilation: Compilation, plan: BlockPlan, shape: Shape, grants: Gra
         nbytes=_bytes(plan, shape, copies=compilation.source.order is not None),
         proofs=proofs,
         unmet=unmet,
-        advice=advice_for(plan, workload),
+        advice=advice_for(plan, workload, is_permuted=compilation.source.order is not None),
         kernel=text.rstrip("\n"),
         permutation=_permutation(compilation.source, plan),
     )
