@@ -69,14 +69,14 @@ class Trial:
         return found.needed * prod(tiling.block)
 
 
-def advice_for(plan: BlockPlan, workload: Workload) -> tuple[str, ...]:
-    """What would make the call of a plan cheaper."""
+def advice_for(plan: BlockPlan, workload: Workload, *, is_permuted: bool = False) -> tuple[str, ...]:
+    """What would make the call of a plan cheaper; `is_permuted`: its tokens are kept in tiles already."""
     if 0 in plan.tiling.shape or workload.visited == 0:
         return ()
-    return tuple(_found(Trial(plan), workload))
+    return tuple(_found(Trial(plan), workload, is_permuted))
 
 
-def _found(trial: Trial, workload: Workload) -> Iterator[str]:
+def _found(trial: Trial, workload: Workload, is_permuted: bool) -> Iterator[str]:
     plan = trial.plan
     yield from _pair_tables(plan)
     yield from _known_patterns(plan)
@@ -84,7 +84,8 @@ def _found(trial: Trial, workload: Workload) -> Iterator[str]:
         yield from _rounded(trial)
         yield from _sorted(trial)
         yield from _smaller_tiles(trial)
-    yield from _tile_major(plan, workload)
+    if not is_permuted:
+        yield from _tile_major(plan, workload)
 
 
 def _rounded(trial: Trial) -> Iterator[str]:

@@ -159,7 +159,8 @@ class Attention:
     ) -> BlockPlan:
         """Which tiles of `block` = (queries, keys) are empty, partial and full for these lengths.
 
-        `exact` settles by evaluation the tiles that analysis leaves open.
+        `exact` settles by evaluation the tiles that analysis leaves open. Where a grid keeps tokens in tiles, rows and
+        columns are tokens as kernels keep them.
         """
         kv_len = q_len if kv_len is None else kv_len
         check_plan(q_len, kv_len, batch=batch, heads=heads, block=block, q_offset=q_offset)
@@ -168,7 +169,7 @@ class Attention:
             routed = self._routed(table_of_plan(blocks, batch, heads, q_len, kv_len), values, q_offset)
             return routed.plan(q_len, kv_len, batch=batch, heads=heads, block=block, q_offset=q_offset, exact=exact)
         self._facts.check_mask(self._compilation.source, values, (batch, heads, q_len, kv_len), q_offset)
-        return plan_blocks(
+        plan = plan_blocks(
             self._compilation.program,
             values,
             q_len,
@@ -180,6 +181,8 @@ class Attention:
             exact=exact,
             known=self._facts.known(self._compilation.program, values),
         )
+        order = self._compilation.source.order
+        return plan if order is None else replace(plan, reasons=(f"tokens are kept in {order}", *plan.reasons))
 
     def explain(
         self,

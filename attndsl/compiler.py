@@ -14,6 +14,8 @@ score, mask, normalizer and weight as typed expressions. From there:
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from attndsl.codegen.describe import describe
 from attndsl.codegen.plan import Emitted, Specialisation, plan_forward
 from attndsl.codegen.triton import emit_forward
@@ -31,7 +33,7 @@ class Compilation:
     def __init__(self, source: Variant) -> None:
         self.source = source
         self.program = run_passes(source)
-        self.fingerprint = fingerprint(self.program)
+        self.fingerprint = fingerprint(replace(self.program, order=source.order))
         self._emitted: dict[tuple[str, Specialisation], Emitted] = {}
 
     def kernel(self, name: str, spec: Specialisation) -> Emitted:

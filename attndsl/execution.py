@@ -12,7 +12,7 @@ from torch import Tensor
 from attndsl.analysis.bounds import Strategy
 from attndsl.codegen.plan import Specialisation
 from attndsl.compiler import Compilation
-from attndsl.runtime import launch
+from attndsl.runtime import launch, order
 from attndsl.runtime.arguments import Call
 from attndsl.runtime.facts import FactBook, Facts
 from attndsl.runtime.tiles import TileShape
@@ -44,4 +44,7 @@ def run_forward(
         table = book.table(compilation.program, call, facts, (tile.block_m, tile.block_n))
         if table is None:
             kernel = compilation.kernel("forward", replace(spec, strategy=Strategy.DENSE))
-    return launch.forward(call, kernel, tile, table)
+    tokens = compilation.source.order
+    if tokens is None:
+        return launch.forward(call, kernel, tile, table)
+    return order.restored(launch.forward(order.stored(call, tokens), kernel, tile, table), tokens)

@@ -19,9 +19,12 @@ from attndsl.codegen.plan import KernelPlan, Specialisation
 from attndsl.codegen.proofs import claim_text, fact_text, proofs_of
 from attndsl.compiler import Compilation
 from attndsl.diagnostics import UnsupportedError
+from attndsl.ir.order import GridOrder
+from attndsl.ir.variant import Variant
+from attndsl.passes.pipeline import run_passes
 from attndsl.runtime.grants import Grants, relied_on
 from attndsl.runtime.launch import DTYPES
-from attndsl.runtime.planner import BlockPlan
+from attndsl.runtime.planner import BlockPlan, plan_blocks
 from attndsl.runtime.workload import Workload, workload_of
 
 INDENT = 12
@@ -52,11 +55,20 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class Permutation:
+    """Tokens kept in tiles, and the plan of the same call in row-major order."""
+
+    order: GridOrder
+    row_major: BlockPlan
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """What a call costs and why; `str` of it is the same for people.
 
     `proofs` are those of the fast kernel, which runs if all they take holds (`unmet` is empty). `nbytes`: of q, k, v,
-    the output, captured tensors and the table of tiles. `kernel`: its decisions as text, or why there is none.
+    the output, captured tensors and the table of tiles; of the copies, each read and written once, where a
+    `permutation` keeps tokens in tiles. `kernel`: its decisions as text, or why there is none.
     """
 
     name: str
@@ -68,6 +80,7 @@ class Explanation:
     unmet: tuple[str, ...]
     advice: tuple[str, ...]
     kernel: str
+    permutation: Permutation | None = None
 
     @property
     def strategy(self) -> str:
@@ -138,12 +151,30 @@ def explain(compilation: Compilation, plan: BlockPlan, shape: Shape, grants: Gra
         plan=plan,
         shape=shape,
         workload=workload,
-        nbytes=_bytes(plan, shape),
+        nbytes=_bytes(plan, shape, copies=compilation.source.order is not None),
         proofs=proofs,
         unmet=unmet,
-        advice=advice_for(plan, workload),
+        advice=advice_for(plan, workload, is_permuted=compilation.source.order is not None),
         kernel=text.rstrip("\n"),
+        permutation=_permutation(compilation.source, plan),
     )
+
+
+def _permutation(source: Variant, plan: BlockPlan) -> Permutation | None:
+    if source.order is None:
+        return None
+    tiling = plan.tiling
+    row_major = plan_blocks(
+        run_passes(replace(source, order=None)),
+        plan.values,
+        tiling.q_len,
+        tiling.kv_len,
+        batch=tiling.batch,
+        heads=tiling.heads,
+        block=tiling.block,
+        exact=plan.tiles.exact,
+    )
+    return Permutation(source.order, row_major)
 
 
 def _findings(plan: KernelPlan, grants: Grants) -> tuple[Finding, ...]:
@@ -153,11 +184,11 @@ def _findings(plan: KernelPlan, grants: Grants) -> tuple[Finding, ...]:
     )
 
 
-def _bytes(plan: BlockPlan, shape: Shape) -> dict[str, int]:
+def _bytes(plan: BlockPlan, shape: Shape, *, copies: bool) -> dict[str, int]:
     """As many key heads as query heads are assumed."""
     pairs = shape.batch * shape.heads * shape.dtype.itemsize
     captured = (value.nbytes for value in plan.values.values() if isinstance(value, Tensor))
-    return {
+    found = {
         "q": pairs * plan.tiling.q_len * shape.head_dim,
         "k": pairs * plan.tiling.kv_len * shape.head_dim,
         "v": pairs * plan.tiling.kv_len * shape.v_head_dim,
@@ -165,6 +196,9 @@ def _bytes(plan: BlockPlan, shape: Shape) -> dict[str, int]:
         "captured": sum(captured),
         "table": plan.nbytes,
     }
+    if copies:
+        found["copies"] = 2 * sum(found[name] for name in ("q", "k", "v", "out"))
+    return found
 
 
 def _lines(found: Explanation) -> Iterator[str]:
@@ -175,6 +209,8 @@ def _lines(found: Explanation) -> Iterator[str]:
     yield ""
     yield from _section("strategy", [found.strategy, *(f"  {reason}" for reason in found.reasons)])
     yield from _section("tiles", _tiles(found))
+    if found.permutation is not None:
+        yield from _section("order", _order(found.permutation, found.nbytes["copies"]))
     yield from _section("work", _work(found))
     yield from _section("bytes", [", ".join(f"{name} {_size(count)}" for name, count in found.nbytes.items())])
     if found.proofs:
@@ -197,10 +233,18 @@ def _section(name: str, lines: Iterable[str]) -> Iterator[str]:
 def _tiles(found: Explanation) -> Iterator[str]:
     tiling, counts = found.plan.tiling, found.tiles
     total = sum(counts.values())
-    listed = ", ".join(f"{count} {name}" for name, count in counts.items())
-    yield f"{listed}; {found.plan.sparsity:.1%} of {total} skipped, {tiling.block[0]} queries x {tiling.block[1]} keys"
+    yield f"{_census(found.plan)} of {total} skipped, {tiling.block[0]} queries x {tiling.block[1]} keys"
     if tiling.batch * tiling.heads != found.shape.batch * found.shape.heads:
         yield "alike for all of the batches and heads that the mask does not read"
+
+
+def _census(plan: BlockPlan) -> str:
+    return f"{', '.join(f'{count} {name}' for name, count in plan.counts.items())}; {plan.sparsity:.1%}"
+
+
+def _order(permutation: Permutation, copies: int) -> Iterator[str]:
+    yield f"{permutation.order}: q, k, v and out are copied once each, {_size(copies)} read and written"
+    yield f"in row-major order: {_census(permutation.row_major)} skipped"
 
 
 def _work(found: Explanation) -> Iterator[str]:

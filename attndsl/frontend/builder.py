@@ -14,6 +14,7 @@ from attndsl.diagnostics import Reporter, Span
 from attndsl.ir import build
 from attndsl.ir.nodes import Apply, Const, Expr, Load, children, with_children
 from attndsl.ir.ops import CALLS, FLOAT, Op, facts
+from attndsl.ir.order import GridOrder
 from attndsl.ir.requirement import Requirement
 from attndsl.ir.rewrite import postorder
 from attndsl.ir.types import DType, Reduction
@@ -33,13 +34,19 @@ SHIFT = {"<<": Op.SHL, ">>": Op.SHR}
 
 
 class Builder:
-    """Builds one program; `origins`, `requirements` and `reporter` hold what it learnt on the way."""
+    """Builds one program; `origins`, `requirements`, `orders` and `reporter` hold what it learnt on the way."""
 
     def __init__(self, reporter: Reporter | None = None) -> None:
         self.reporter = reporter if reporter is not None else Reporter()
         self.origins = Origins()
         self.requirements: dict[tuple[Expr, str], Requirement] = {}
+        self.orders: dict[GridOrder, None] = {}
         self._depth: dict[Expr, int] = {}
+
+    @property
+    def order(self) -> GridOrder | None:
+        """How kernels keep tokens, if grids of the program say."""
+        return next(iter(self.orders), None)
 
     def literal(self, value: bool | float, span: Span | None = None) -> Expr:
         """A constant: `true`, `3` or `3.0`."""

@@ -10,7 +10,7 @@ from collections.abc import Container, Iterable, Mapping
 from lark import Token, Tree
 
 from attndsl.diagnostics import Reporter, Source
-from attndsl.frontend.layout import MAX_LENGTH, Layout, problem_of
+from attndsl.frontend.layout import MAX_LENGTH, Layout, problem_of, problems_of_tile
 from attndsl.frontend.scope import COORDINATES, FLOWS, FUNCTIONS, RESERVED, Def
 from attndsl.frontend.syntax import Syntax, children_of, span_of, token_span
 from attndsl.ir.types import DType
@@ -71,13 +71,24 @@ class Declarations:
             assert isinstance(size, Token)
             if name in sizes:
                 self._reporter.error("duplicate-axis", f"there are two axes `{name}`", token_span(self._source, name))
-            sizes[str(name)] = int(size, 0) if len(size) <= MAX_DIGITS else MAX_LENGTH + 1
+            sizes[str(name)] = _size(size)
         problem = problem_of(tuple(sizes), tuple(sizes.values()))
         if problem is not None:
             help_ = "write `grid g(t = 8, y = 16, x = 16)`"
             self._reporter.error("grid-size", problem, span_of(self._source, tree), help=help_)
-            sizes = dict.fromkeys(sizes, 1)
-        return Layout(tuple(sizes), tuple(sizes.values()))
+            return Layout(tuple(sizes), (1,) * len(sizes))
+        return Layout(tuple(sizes), tuple(sizes.values()), self._tile(tree, sizes))
+
+    def _tile(self, tree: Syntax, sizes: Mapping[str, int]) -> tuple[int, ...] | None:
+        """The tiles in which the tokens of a grid are kept; none where it does not say."""
+        for given in children_of(tree, "tile"):
+            tile = tuple(_size(size) for size in given.children if isinstance(size, Token))
+            problems = problems_of_tile(tuple(sizes), tuple(sizes.values()), tile)
+            for problem in problems:
+                help_ = f"write one divisor for each of the axes {', '.join(f'`{axis}`' for axis in sizes)}"
+                self._reporter.error("grid-tile", problem, span_of(self._source, given), help=help_)
+            return None if problems else tile
+        return None
 
     def accepts(self, name: Token, what: str, declared: Container[str], other: str | None = None) -> bool:
         """Whether a name is free for a declaration; `other` is what else in sight has it."""
@@ -112,6 +123,10 @@ class Declarations:
         else:
             message = f"`{words}` is not a type"
         self._reporter.error("parameter-type", message, span_of(self._source, tree), help=help_)
+
+
+def _size(token: Token) -> int:
+    return int(token, 0) if len(token) <= MAX_DIGITS else MAX_LENGTH + 1
 
 
 def name_of(tree: Syntax) -> Token:

@@ -15,6 +15,7 @@ from attndsl.frontend.builder import Builder
 from attndsl.frontend.requirements import add_requirement
 from attndsl.ir import build
 from attndsl.ir.nodes import Expr
+from attndsl.ir.order import GridOrder
 
 MAX_AXES = 4
 MAX_LENGTH = 2**31 - 1
@@ -23,10 +24,11 @@ MAX_LENGTH = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Axes of a grid, slowest first."""
+    """Axes of a grid, slowest first; `tile` where kernels keep its tokens tile by tile."""
 
     axes: tuple[str, ...]
     sizes: tuple[int, ...]
+    tile: tuple[int, ...] | None = None
 
     @property
     def length(self) -> int:
@@ -37,6 +39,12 @@ class Layout:
         """The divisor and the modulus that give a coordinate; the first axis needs no modulus."""
         at = self.axes.index(axis)
         return math.prod(self.sizes[at + 1 :]), self.sizes[at] if at > 0 else None
+
+    @property
+    def order(self) -> GridOrder | None:
+        """How kernels keep the tokens, where that is not row-major."""
+        order = None if self.tile is None else GridOrder(self.sizes, self.tile)
+        return order if order is not None and order.moves else None
 
     def __str__(self) -> str:
         return f"grid({', '.join(f'{axis} = {size}' for axis, size in zip(self.axes, self.sizes, strict=True))})"
@@ -53,6 +61,31 @@ def problem_of(axes: Sequence[str], sizes: Sequence[object]) -> str | None:
     if length > MAX_LENGTH:
         return f"a grid has at most {MAX_LENGTH} places, got {length}"
     return None
+
+
+def problems_of_tile(axes: Sequence[str], sizes: Sequence[int], tile: Sequence[object]) -> list[str]:
+    """Why the tokens of a grid cannot be kept in tiles of these sizes."""
+    if len(tile) != len(axes):
+        return [f"a tile of {len(tile)} size(s) on a grid of {len(axes)} axes"]
+    problems = []
+    for axis, size, side in zip(axes, sizes, tile, strict=True):
+        if type(side) is not int or side < 1:
+            problems.append(f"the tile is {side!r} along `{axis}`, expected a positive integer")
+        elif size % side:
+            problems.append(f"tiles of {side} do not divide axis `{axis}` of {size}")
+    return problems
+
+
+def keep_order(builder: Builder, layout: Layout, span: Span | None) -> None:
+    """Let kernels keep tokens in the order of this grid; a program has one at most."""
+    order, kept = layout.order, builder.order
+    if order is None or order in builder.orders:
+        return
+    builder.orders[order] = None
+    if kept is not None:
+        message = f"tokens are to be kept in {order}, and in {kept}"
+        help_ = "give `tile` to one grid only, or the same to all"
+        builder.reporter.error("two-orders", message, span, help=help_)
 
 
 def coordinate(builder: Builder, layout: Layout, axis: str, index: Expr, span: Span | None) -> Expr:

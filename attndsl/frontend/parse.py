@@ -17,6 +17,7 @@ from attndsl.diagnostics import ProgramError, Reporter, Source, Span, fail
 from attndsl.frontend.builder import Builder
 from attndsl.frontend.declarations import Declarations, name_of, part
 from attndsl.frontend.expand import Expressions
+from attndsl.frontend.layout import keep_order
 from attndsl.frontend.lookup import Frame
 from attndsl.frontend.normalizers import softmax
 from attndsl.frontend.requirements import add_requirement
@@ -158,6 +159,7 @@ class _Attention:
             weight=self._composed(Stage.WEIGHT, build.WEIGHT),
             origins=self._builder.origins,
             requirements=tuple(self._builder.requirements.values()),
+            order=self._builder.order,
         )
 
     def _composed(self, stage: Stage, start: Expr) -> Expr:
@@ -194,6 +196,7 @@ class _Attention:
         layout = self._text.declarations.grid(tree)
         if self._text.declarations.accepts(name, "grid", self._scope.grids, other):
             self._scope.grids[str(name)] = layout
+            keep_order(self._builder, layout, span_of(self._text.source, tree))
 
     def _require(self, tree: Syntax) -> None:
         condition, message = part(tree, 0), tree.children[1]

@@ -22,7 +22,7 @@ from attndsl.frontend.closures import Rebuilder
 from attndsl.frontend.decorators import CombinedMask, Mod, invoke
 from attndsl.frontend.dispatch import METADATA, PLACES, SIZES, is_in_place, name_of_function, without_place
 from attndsl.frontend.indexing import entries, is_full, is_static, static_part, waiting_part
-from attndsl.frontend.layout import Layout, coordinate
+from attndsl.frontend.layout import Layout, coordinate, keep_order
 from attndsl.frontend.requirements import add_requirement
 from attndsl.frontend.signatures import LENGTHS, Stage, code_of
 from attndsl.frontend.spans import definition_span, indexed_name, literal_first, span_of, user_frame
@@ -176,7 +176,9 @@ class TraceRecorder:
 
     def coordinate(self, layout: Layout, axis: str, index: Symbol) -> Symbol:
         """A coordinate of a position on a grid."""
-        return Symbol(self, coordinate(self.builder, layout, axis, self.expression(index), self._span()))
+        span = self._span()
+        keep_order(self.builder, layout, span)
+        return Symbol(self, coordinate(self.builder, layout, axis, self.expression(index), span))
 
     def expression(self, symbol: Symbol) -> Expr:
         """The node of a symbol; a tensor with open dimensions is one index short, which the builder reports."""

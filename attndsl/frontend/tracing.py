@@ -163,7 +163,7 @@ def _program(recorder: TraceRecorder, name: str, roots: tuple[Expr, Expr, Expr, 
     used = {node.name for node in nodes if isinstance(node, Scalar)}
     used |= {node.tensor for node in nodes if isinstance(node, Load)}
     names, params, bindings = recorder.captures.finish(used)
-    variant = Variant(name, params, *roots, recorder.builder.origins, requirements)
+    variant = Variant(name, params, *roots, recorder.builder.origins, requirements, order=recorder.builder.order)
     if any(label != final for label, final in names.items()):
         moves = sweep((*roots, *conditions), lambda node: _renamed(node, names))
         requirements = tuple(replace(one, condition=moves[one.condition]) for one in requirements)

@@ -18,7 +18,7 @@ FORMAT = "attndsl-1"
 
 
 def fingerprint(variant: Variant) -> str:
-    """sha256, in hex, of the four expressions with nodes and parameters numbered by first use."""
+    """sha256, in hex, of the order of tokens and the four expressions, nodes and parameters numbered by first use."""
     numbers: dict[Expr, int] = {}
     params: dict[str, int] = {}
     digest = hashlib.sha256(FORMAT.encode())
@@ -27,6 +27,8 @@ def fingerprint(variant: Variant) -> str:
         digest.update(f"\n{_head(node, params)} {node.dtype.value} {operands}".encode())
         numbers[node] = len(numbers)
     digest.update(f"\nroots {' '.join(str(numbers[root]) for root in variant.roots)}".encode())
+    if variant.order is not None:
+        digest.update(f"\norder {variant.order.sizes} {variant.order.tile}".encode())
     return digest.hexdigest()
 
 

@@ -10,10 +10,12 @@ import json
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import count
 
 from attndsl.ir import build
 from attndsl.ir.nodes import Apply, Const, Coord, Expr, Input, Load, Reduce, Scalar, children
 from attndsl.ir.ops import CALLS, Form, Op, facts
+from attndsl.ir.order import GridOrder
 from attndsl.ir.rewrite import postorder, uses
 from attndsl.ir.types import Coordinate, Flow, Reduction
 from attndsl.ir.variant import Param, ScalarParam, TensorParam, Variant
@@ -26,6 +28,9 @@ CONDITIONAL = 5
 
 MAX_NESTING = 32
 """Levels inside one another before a `let`."""
+
+AXES = ("u", "t", "y", "x")
+"""Of a printed grid, as many of the last ones as it has."""
 
 MAX_WIDTH = 100
 """A longer mask is printed as several items."""
@@ -51,6 +56,8 @@ def print_variant(variant: Variant) -> str:
     printer = _Printer([root for _, root in items], taken)
     lines = [line for word, root in items for line in printer.item(word, root)]
     params = ", ".join(map(_param, variant.params))
+    if variant.order is not None:
+        lines.insert(0, _order(variant.order, {*taken, *_RESERVED}))
     body = "".join(f"\n    {line}" for line in lines) + ("\n" if lines else "")
     return f"attention {variant.name}({params}) {{{body}}}\n"
 
@@ -210,6 +217,14 @@ def _param(param: Param) -> str:
                 return f"{name}: {dtype.word}"
             value = build.real(default) if dtype.is_float else build.integer(int(default))
             return f"{name}: {dtype.word} = {_literal(value)}"
+
+
+def _order(order: GridOrder, taken: Collection[str]) -> str:
+    """A grid that says how tokens are kept, under a name no `let` has; what its axes are called says nothing."""
+    name = next(name for name in ("g" * repeat for repeat in count(1)) if name not in taken)
+    sizes = zip(AXES[-len(order.sizes) :], order.sizes, strict=True)
+    axes = ", ".join(f"{axis} = {size}" for axis, size in sizes)
+    return f"{'grid':<10}  {name}({axes}) tile ({', '.join(map(str, order.tile))})"
 
 
 def _softmax(sink: Expr | None = None) -> Expr:

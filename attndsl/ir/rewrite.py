@@ -50,13 +50,18 @@ def rewrite_variant(variant: Variant, rule: Rule) -> Variant:
 
 def substitute(root: Expr, values: Mapping[Expr, Expr]) -> Expr:
     """The expression with nodes replaced by others, once (replacements are not looked into)."""
+    return substituted((root,), values)[root]
+
+
+def substituted(roots: Iterable[Expr], values: Mapping[Expr, Expr]) -> dict[Expr, Expr]:
+    """What becomes of every node below the roots where nodes are replaced by others, once."""
     moves: dict[Expr, Expr] = {}
-    for node in postorder(root):
+    for node in postorder(*roots):
         replacement = values.get(node)
         if replacement is None:
             replacement = with_children(node, tuple(moves[child] for child in children(node)))
         moves[node] = replacement
-    return moves[root]
+    return moves
 
 
 def uses(roots: Iterable[Expr]) -> dict[Expr, int]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from attndsl.diagnostics import Span
 from attndsl.ir.nodes import Expr, Load, postorder
+from attndsl.ir.order import GridOrder
 from attndsl.ir.requirement import Requirement
 from attndsl.ir.types import DType
 
@@ -74,6 +75,7 @@ class Variant:
     `normalizer` is the weight as a function of `Input(SCORE)` = the final score and of row statistics;
     `weight` is over `Input(WEIGHT)` = the normalized weight. `requirements` are about calls and in no kernel.
     `moved_to_mask` are conditions a pass found in the score, as they were written: luggage, for people.
+    `order` is how kernels keep tokens; it changes no meaning: positions here are those of the call.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Variant:
     origins: Origins = field(default_factory=Origins, compare=False, repr=False)
     requirements: tuple[Requirement, ...] = ()
     moved_to_mask: tuple[Expr, ...] = field(default=(), compare=False, repr=False)
+    order: GridOrder | None = None
 
     @property
     def roots(self) -> tuple[Expr, Expr, Expr, Expr]:
@@ -98,6 +101,11 @@ class Variant:
             return self
         score, mask, normalizer, weight = roots
         return replace(self, score=score, mask=mask, normalizer=normalizer, weight=weight)
+
+    @property
+    def demands(self) -> tuple[Requirement, ...]:
+        """All that is asked of a call: what was written, and what the order of tokens needs."""
+        return self.requirements if self.order is None else (*self.order.requirements, *self.requirements)
 
     def param(self, name: str) -> Param:
         """The parameter of that name."""

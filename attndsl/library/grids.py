@@ -128,8 +128,8 @@ def sliding_tiles(grid: Grid, tile: PerAxis, window: PerAxis) -> MaskMod:
     """Sliding tile attention: neighbourhood attention among tiles; all tokens of a tile see the same tiles.
 
     Along each axis a query sees the tokens of exactly `window` tiles around its own, which moves inwards at a border.
-    `tile`, in tokens, must divide the axis; `window` counts tiles. Tokens stay in row-major order. Runtime scalars:
-    `window_<axis>`.
+    `tile`, in tokens, must divide the axis; `window` counts tiles. Tokens stay in row-major order unless
+    the grid keeps them in tiles; if in these, a block of a tile is full or empty. Runtime scalars: `window_<axis>`.
     """
     reporter = Reporter()
     tiles = _per_axis(grid, "tile", tile, int, reporter)

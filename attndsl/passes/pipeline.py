@@ -10,12 +10,14 @@ from attndsl.ir.verify import verify
 from attndsl.passes.fold_constants import fold_constants
 from attndsl.passes.mask_dead_scores import mask_dead_scores
 from attndsl.passes.normalize_comparisons import normalize_comparisons
+from attndsl.passes.permute_tokens import permute_tokens
 from attndsl.passes.simplify_arithmetic import simplify_arithmetic
 from attndsl.passes.simplify_logic import simplify_logic
 
 Pass = Callable[[Variant], Variant]
 
 PASSES: tuple[tuple[Pass, str], ...] = (
+    (permute_tokens, "on coordinates as they were written, of which storage has simpler ones than of positions"),
     (fold_constants, "so that the rules below see numbers where numbers were meant"),
     (simplify_arithmetic, "fewer shapes of integer expressions for the rules on conditions"),
     (simplify_logic, "no `where` on bools and no `not` above a comparison: what is left are comparisons and logic"),

@@ -30,6 +30,6 @@ def transpose_mask(source: Variant) -> Expr:
     after:  `mask kv_idx <= q_idx + window - 1 and kv_idx >= q_idx // 64 * 64`
     """
     # Conditions hidden in scores join the mask before comparisons are solved.
-    written = run_passes(source, after="mask_dead_scores").mask
-    mask_alone = replace(source, score=build.SCORE, weight=build.WEIGHT, mask=substitute(written, SWAPPED))
+    written = run_passes(source, after="mask_dead_scores")
+    mask_alone = replace(written, score=build.SCORE, weight=build.WEIGHT, mask=substitute(written.mask, SWAPPED))
     return run_passes(mask_alone).mask

@@ -29,14 +29,15 @@ def check_requirements(
     variant: Variant, values: Mapping[str, Value], q_len: int, kv_len: int, q_offset: int | Tensor
 ) -> None:
     """Raise with every requirement a call does not meet."""
-    if not variant.requirements:
+    demands = variant.demands
+    if not demands:
         return
-    names = {node.name for one in variant.requirements for node in postorder(one.condition) if isinstance(node, Scalar)}
+    names = {node.name for one in demands for node in postorder(one.condition) if isinstance(node, Scalar)}
     scalars = {name: value for name, value in values.items() if name in names and not isinstance(value, Tensor)}
     offsets = torch.as_tensor(q_offset).to("cpu", torch.int64).reshape(-1)
     refusals = [
         _refusal(requirement, scalars, q_len, kv_len, offsets)
-        for requirement in variant.requirements
+        for requirement in demands
         if not _holds(requirement.condition, scalars, q_len, kv_len, offsets)
     ]
     if refusals:

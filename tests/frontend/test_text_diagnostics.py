@@ -62,6 +62,11 @@ TEXTS = {
     "power-not-constant": "attention a {\n    mask  2 ** q_idx < kv_idx\n}",
     "grid-size": "attention a {\n    grid g(y = 0, x = 4)\n    grid f(a = 1, b = 2, c = 3, d = 4, e = 5)\n}",
     "grid-size-total": "attention a {\n    grid g(y = 65536, x = 32768)\n    grid f(x = 123456789012345678901)\n}",
+    "grid-tile": (
+        "attention a {\n    grid g(y = 4, x = 6) tile (3, 4)\n    grid f(y = 4, x = 6) tile (2)\n"
+        "    grid e(y = 4, x = 6) tile (0, 123456789012345678901)\n}"
+    ),
+    "two-orders": "attention a {\n    grid g(y = 4, x = 6) tile (2, 3)\n    grid f(y = 4, x = 6) tile (2, 2)\n}",
     "grid-without-axis": "attention a {\n    grid g(y = 4, x = 4)\n    mask  g(q_idx) == g(kv_idx)\n}",
     "grid-index": "attention a {\n    grid g(y = 4, x = 4)\n    score  score + float(g(score).x)\n}",
     "unknown-axis": "attention a {\n    grid g(y = 4, x = 4)\n    mask  g(q_idx).z == g(kv_idx).x\n}",
