@@ -19,6 +19,7 @@ class TileShape:
 
 INTERPRETER = TileShape(32, 32, 4, 1)
 
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """Tiles up to a padded head dimension: where bounds tell the keys a query tile sees, and where it has to look."""
