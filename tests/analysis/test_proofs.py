@@ -39,6 +39,8 @@ attention bottom_right() { mask kv_idx <= q_idx + kv_len - q_len }
 attention band(radius: int) { mask abs(q_idx - kv_idx) <= radius }
 attention soft_cap(cap: float) { score cap * tanh(score / cap) }
 attention scaled(factor: float) { score score * factor - 3.0 * float(q_idx - kv_idx) }
+attention even_window(half: int) { mask kv_idx <= q_idx and q_idx - kv_idx < 2 * half }
+attention piled(height: float) { score height * tanh(score) + height }
 attention strictly_causal() { mask kv_idx < q_idx }
 attention some_heads() { mask h < 4 and kv_idx <= q_idx }
 attention late_queries(first: int) { mask kv_idx <= q_idx and q_idx >= first }
@@ -118,7 +120,10 @@ def test_no_row_of_scores_that_are_proven_finite_is_minus_infinity(case: Case) -
 )
 def test_named_masks_at_every_edge(name: str, numbers: tuple[int, int], sizes: tuple[int, int, int]) -> None:
     variant = VARIANTS[name]
-    values = {param.name: number or 1 for param, number in zip(variant.scalars, numbers, strict=False)}
+    # Nothing divides by 0.
+    least = {"chunk": 1, "dilation": 1, "cap": 1}
+    given = zip(variant.scalars, numbers, strict=False)
+    values = {param.name: number or least.get(param.name, 0) for param, number in given}
     q_len, kv_len, q_offset = sizes
     check(variant, values, q_len=q_len, kv_len=kv_len, q_offset=q_offset)
 
@@ -145,7 +150,13 @@ def test_nothing_is_proven_of_rows_that_are_sometimes_empty(name: str) -> None:
 
 def test_facts_tell_the_calls_with_empty_rows_exactly() -> None:
     """One range of keys: its facts hold if and only if no row is empty."""
-    for name, values in (("window", {"window": 2}), ("window", {"window": 0}), ("causal", {}), ("bottom_right", {})):
+    windows = [
+        ("window", {"window": 2}),
+        ("window", {"window": 0}),
+        ("even_window", {"half": 1}),
+        ("even_window", {"half": 0}),
+    ]
+    for name, values in [*windows, ("causal", {}), ("bottom_right", {})]:
         variant = VARIANTS[name]
         for q_len, kv_len, q_offset in ((5, 5, 0), (5, 3, 0), (5, 4, 0), (3, 5, 2), (3, 5, 4), (5, 0, 0), (2, 5, 0)):
             call = {"q_len": q_len, "kv_len": kv_len, "q_offset": q_offset}
@@ -166,12 +177,13 @@ def test_a_negative_offset_or_no_keys_take_the_general_kernel() -> None:
 
 @pytest.mark.parametrize(
     "cap, fast",
-    [(50.0, True), (-50.0, True), (1e38, True), (1e39, False), (math.inf, False), (math.nan, False)],
+    [(50.0, True), (-50.0, True), (1e38, True), (2e38, True), (1e39, False), (math.inf, False), (math.nan, False)],
 )
 def test_a_factor_that_leaves_float32_makes_scores_infinite(cap: float, fast: bool) -> None:
     assert grants(VARIANTS["soft_cap"], {"cap": cap}).fast is fast
     assert grants(VARIANTS["scaled"], {"factor": 1e20}).fast is False
     assert grants(VARIANTS["scaled"], {"factor": -2.0}).fast
+    assert grants(VARIANTS["piled"], {"height": cap}).fast is (fast and abs(cap) < 2e38)
 
 
 def test_facts(golden: Callable[..., None]) -> None:
