@@ -53,7 +53,7 @@ def _batch(start: int, count: int, strategy: st.SearchStrategy[Case], check: Che
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(strategy, st.sampled_from((*BLOCKS, (16, 16), (16, 16))))
+    @given(strategy, st.sampled_from((*BLOCKS, (16, 16), (16, 16), (16, 16))))
     def run(case: Case, block: tuple[int, int]) -> None:
         try:
             found, truth = check(case, block)
@@ -61,7 +61,7 @@ def _batch(start: int, count: int, strategy: st.SearchStrategy[Case], check: Che
             failures.append(case)
             print(f"{traceback.format_exc()}\nseed {start}, tiles {block}{case!r}", flush=True)
         else:
-            if check is check_sound:
+            if check is not check_exact:
                 findings.add(found, truth)
 
     run()

@@ -145,7 +145,7 @@ def affine_unions(draw: Draw, max_programs: int = 8, max_length: int = 129, tens
     branches = []
     for _ in range(scope.pick((2, 2, 3, 4))):
         anchor = scope.between(0, scope.shape.q_len - 1), scope.between(0, scope.shape.kv_len - 1)
-        branches.append(_join(scope, "and", [_affine(scope, anchor) for _ in range(scope.pick((1, 2, 2)))]))
+        branches.append(_join(scope, "and", [_affine(scope, anchor) for _ in range(scope.pick((2, 1, 3)))]))
     return _case(scope, build.SCORE, _join(scope, "or", branches), normalizers.softmax(scope.builder), build.WEIGHT)
 
 

@@ -39,8 +39,10 @@ MAX_KEPT = 2**20
 """Tile rows beyond which the runs of a closed form are computed again whenever they are asked for."""
 MAX_PIECEWISE = 2**20
 """Partial tiles up to which each is looked at piece by piece."""
-MAX_ROWS = 2**22
-"""Tile rows, batches and heads included, of which runs of a mask that bounds do not describe are kept."""
+MAX_ROWS = 2**26
+"""Tile rows, batches and heads included, that are counted at all."""
+MAX_RESIDUE_ROWS = 2**22
+"""Those of which runs of a mask that bounds do not describe are kept."""
 
 
 class TileClass(IntEnum):
@@ -91,6 +93,7 @@ def classify(mask: Expr, tiling: Tiling, known: Known) -> Classes:
     """Every tile by its bounds, then, where the mask says more than bounds, by interval analysis of the rest."""
     if 0 in tiling.shape:
         return Classes(tiling.shape, lambda: iter(()), 0, 0, exact=True)
+    _refuse_more(tiling.batch * tiling.heads * tiling.q_tiles, MAX_ROWS)
     mask = _with_numbers(mask, known)
     rest, tables = split_tables(mask)
     if tables is not build.TRUE:
@@ -136,12 +139,16 @@ def _kept(shape: tuple[int, int, int, int], parts: Iterator[TileRuns], *, exact:
     return Classes(shape, lambda: iter(kept), needed, full, is_exact)
 
 
+def _refuse_more(rows: int, most: int, why: str = "") -> None:
+    if rows > most:
+        message = f"{rows} rows of tiles, counted over batches and heads that differ, are too many{why}"
+        help_ = f"at most {most} are planned: ask for larger tiles with `block=`, or plan fewer heads at once"
+        raise fail(CallError, "too-many-tiles", message, None, help=help_)
+
+
 def _with_residue(mask: Expr, sources: tuple[Source, ...], tiling: Tiling, known: Known) -> Classes:
     rows, columns = slice(0, tiling.batch * tiling.heads * tiling.q_tiles), tiling.kv_tiles
-    if rows.stop > MAX_ROWS:
-        message = f"{rows.stop} rows of tiles are too many for a mask that bounds on the key do not describe"
-        help_ = f"at most {MAX_ROWS} are planned, batches and heads that differ included: ask for larger tiles"
-        raise fail(CallError, "too-many-tiles", message, None, help=help_)
+    _refuse_more(rows.stop, MAX_RESIDUE_ROWS, " for a mask that bounds on the key do not describe")
     if len(sources) == 1:
         found = _of_conjunction(sources[0], tiling, known, rows)
     else:

@@ -13,6 +13,7 @@ from functools import reduce
 import numpy as np
 
 from attndsl.analysis.bounds import KeyRange
+from attndsl.analysis.coverage import Cover, coverage
 from attndsl.analysis.intervals import Box, Known, evaluate
 from attndsl.analysis.order import Sought, sought
 from attndsl.analysis.steady import conditions, move_one_way, steady_loads, turn_once
@@ -30,18 +31,21 @@ class Ends:
     """Of many bands the keys that their first and their last query may see, and those that these certainly see.
 
     `limits` [4, 2, bands]: outer and inner lower ends, outer and inner upper ends, clipped to the keys of the call;
-    an interval with lo > hi is empty. `steady`: no gate opens or closes inside the band.
+    an interval with lo > hi is empty. `steady`: no gate opens or closes inside the band; `gapless`: every key between
+    the least and the greatest that a query of the band sees is seen by one of them.
     """
 
     limits: Array
     steady: Array
+    gapless: Array
 
     def where(self, chosen: Array) -> Ends:
-        return Ends(self.limits[:, :, chosen], self.steady[chosen])
+        return Ends(self.limits[:, :, chosen], self.steady[chosen], self.gapless[chosen])
 
     def joined(self, other: Ends) -> Ends:
         limits = np.concatenate([self.limits, other.limits], axis=2)
-        return Ends(limits, np.concatenate([self.steady, other.steady]))
+        flags = ((self.steady, other.steady), (self.gapless, other.gapless))
+        return Ends(limits, *map(np.concatenate, flags))
 
     @property
     def seen_by_some(self) -> tuple[Array, Array]:
@@ -58,10 +62,10 @@ class Ends:
 
     @property
     def leave_no_gap(self) -> Array:
-        """Bands in which all queries share a key, or none sees any."""
+        """Bands known to be without a gap, or in which all queries share a key, or none sees any."""
         lo, _, hi, _ = self.limits
         shared, none = lo.max(axis=0) <= hi.min(axis=0), lo.min(axis=0) > hi.max(axis=0)
-        return np.asarray((shared | none) & self.steady)
+        return np.asarray((shared | none | self.gapless) & self.steady)
 
     @property
     def are_numbers(self) -> bool:
@@ -91,9 +95,10 @@ class Source:
         size = len(first)
         if (first == last).all():
             limits = self._limits(evaluate(self.roots, _at(first, self.tiling), self.known), size)
-            return Ends(np.stack([limits, limits], axis=1), np.full(size, True))
+            return Ends(np.stack([limits, limits], axis=1), *np.full((2, size), True))
         values = evaluate(self.roots, _at(np.concatenate([first, last]), self.tiling), self.known)
-        return Ends(self._limits(values, 2 * size).reshape(4, 2, size), self._closed_alike(values, size))
+        limits = self._limits(values, 2 * size).reshape(4, 2, size)
+        return Ends(limits, self._closed_alike(values, size), self._has_no_gap(values, size))
 
     def side(self, is_lower: bool) -> Iterator[tuple[Expr, bool]]:
         """The bounds of one side, and whether each falls where its expression rises."""
@@ -135,6 +140,15 @@ class Source:
             value, rows = _interval(values[bound.value]), _row(bound.indices, bound.shape, values, size)
             ends = [bound.ends(_flat(end, size), rows) for end in (value.lo, value.hi)[: 1 if value.is_point else 2]]
             yield bound.is_lower, reduce(np.minimum, ends), reduce(np.maximum, ends)
+
+    def _has_no_gap(self, values: Mapping[Expr, Value], size: int) -> Array:
+        """Bands without a gap by the shape of the bounds."""
+        cover = Cover.UNKNOWN if self.searched else coverage(replace(self.keys, residue=()))
+        if cover is not Cover.WHERE_NOT_EMPTY:
+            return np.full(size, cover is Cover.ALWAYS)
+        bounds = (self.keys.lower, self.keys.upper)
+        lower, upper = ([_clipped(_interval(values[end]).lo, 2 * size) for end in side] for side in bounds)
+        return np.asarray((reduce(np.maximum, lower) <= reduce(np.minimum, upper))[:size])
 
     def _closed_alike(self, values: Mapping[Expr, Value], size: int) -> Array:
         """Bands at both ends of which every condition in the gates is the same."""

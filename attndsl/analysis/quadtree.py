@@ -23,7 +23,7 @@ FACTOR = 4
 AT_FIRST = 2**12
 """Large tiles to begin with, at most."""
 TILES_AT_ONCE = 2**15
-MAX_OPEN = 2**23
+MAX_OPEN = 2**21
 """Tiles that may be looked at of one size: where cutting would make more, all of a large tile counts as open."""
 
 
