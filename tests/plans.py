@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from unittest.mock import patch
 
 import torch
 from strategies import Case
 from torch import Tensor
 from torch.nn import functional
 
+from attndsl.analysis import bands, quadtree
 from attndsl.passes.pipeline import run_passes
 from attndsl.reference import live_pairs
 from attndsl.runtime.planner import BlockPlan, plan_blocks
@@ -71,9 +73,11 @@ class Findings:
 def planned(case: Case, block: tuple[int, int], exact: bool = False) -> tuple[BlockPlan, Tensor, Tensor]:
     """The plan of a case, its classes, and the true ones."""
     where = {"batch": case.batch, "heads": case.q_heads, "q_offset": case.q_offset}
-    plan = plan_blocks(
-        run_passes(case.variant), case.values, case.q_len, case.kv_len, block=block, exact=exact, **where
-    )
+    # Short calls take the paths of long ones: several stretches of tile rows, large tiles that are cut.
+    with patch.object(quadtree, "AT_FIRST", 8), patch.object(bands, "ROWS_AT_ONCE", 5):
+        plan = plan_blocks(
+            run_passes(case.variant), case.values, case.q_len, case.kv_len, block=block, exact=exact, **where
+        )
     found, truth = torch.broadcast_tensors(
         plan.classes(), counted(live_pairs(case.variant, case.values, **case.grid), block)
     )
