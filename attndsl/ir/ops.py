@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
-from attndsl.ir.types import DType
+from attndsl.ir.types import DType, Member
 
 
-class Op(Enum):
+class Op(Member):
     ADD = auto()
     SUB = auto()
     MUL = auto()

@@ -5,7 +5,13 @@ from __future__ import annotations
 from enum import Enum
 
 
-class DType(Enum):
+class Member(Enum):
+    """An enum whose members hash by identity: they are keys everywhere, and Python's own hash of them is a call."""
+
+    __hash__ = object.__hash__
+
+
+class DType(Member):
     """The type of an expression.
 
     Front ends build integers as `I64`, the mathematical integers of a program; `I32` is the width a kernel computes
@@ -36,7 +42,7 @@ class DType(Enum):
         return {"bool": "bool", "f32": "float"}.get(self.value, "int")
 
 
-class Axis(Enum):
+class Axis(Member):
     """What a value can vary along."""
 
     B = "b"
@@ -45,7 +51,7 @@ class Axis(Enum):
     K = "k"
 
 
-class Coordinate(Enum):
+class Coordinate(Member):
     """The coordinates of a (query, key) pair and the two lengths; the value is the name users write.
 
     `q_idx` counts from `q_offset`; `kv_idx` from 0; `h` is the query head.
@@ -67,14 +73,14 @@ AXIS_OF: dict[Coordinate, Axis] = {
 }
 
 
-class Flow(Enum):
+class Flow(Member):
     """The value that flows into a stage: the scaled dot product into scores, the normalized weight into weight mods."""
 
     SCORE = "score"
     WEIGHT = "weight"
 
 
-class Reduction(Enum):
+class Reduction(Member):
     """A statistic over the live keys of a row."""
 
     MAX = "row_max"
