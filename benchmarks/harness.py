@@ -68,7 +68,8 @@ def check(name: str, out: torch.Tensor, expected: torch.Tensor, tolerance: float
 def environment() -> dict[str, str]:
     """The device and the versions a figure belongs to."""
     facts = {package: version(package) for package in PACKAGES}
-    return {"device": device(), "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}", **facts}
+    system = f"{platform.system()} {platform.machine()}"
+    return {"device": device(), "python": platform.python_version(), "system": system, **facts}
 
 
 def device() -> str:
