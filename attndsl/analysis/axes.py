@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from attndsl.ir.nodes import Coord, Expr, Input, Reduce, children
+from attndsl.ir.nodes import Coord, Expr, Input, Reduce, RowValue, Solve, children
 from attndsl.ir.rewrite import postorder
 from attndsl.ir.types import AXIS_OF, Axis
 
@@ -21,8 +21,10 @@ def axes_below(*roots: Expr) -> dict[Expr, frozenset[Axis]]:
                 axes[node] = frozenset() if axis is None else frozenset({axis})
             case Input():
                 axes[node] = PAIR
-            case Reduce(arg=arg):
-                axes[node] = axes[arg] - {Axis.K}
+            case RowValue():
+                axes[node] = PAIR - {Axis.K}
+            case Reduce() | Solve():
+                axes[node] = frozenset[Axis]().union(*(axes[child] for child in children(node))) - {Axis.K}
             case _:
                 axes[node] = frozenset[Axis]().union(*(axes[child] for child in children(node)))
     return axes

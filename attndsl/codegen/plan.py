@@ -12,11 +12,11 @@ from attndsl.analysis.bounds import Strategy, choose_strategy
 from attndsl.analysis.infinite import may_be_infinite
 from attndsl.analysis.natural import natural_divisions
 from attndsl.analysis.proofs import Claim, Proof, row_proofs
-from attndsl.analysis.streaming import Streaming, stream
+from attndsl.analysis.streaming import Refusal, Streaming, stream
 from attndsl.codegen.names import kernel_names
 from attndsl.codegen.placement import Placement, origin_of, place
 from attndsl.codegen.walk import KeyWalk, plan_walk
-from attndsl.diagnostics import Diagnostic, UnsupportedError
+from attndsl.diagnostics import UnsupportedError
 from attndsl.ir import build
 from attndsl.ir.nodes import Apply, Expr, Load, Scalar
 from attndsl.ir.ops import Op
@@ -113,9 +113,9 @@ class Emitted:
 
 def plan_forward(variant: Variant, spec: Specialisation) -> KernelPlan:
     """The plan of the forward kernel; refused with all reasons when the variant is outside what kernels do."""
-    streaming = stream(variant.normalizer)
-    _refuse(variant, streaming)
-    assert streaming is not None
+    streaming = stream(variant)
+    if isinstance(streaming, Refusal):
+        raise UnsupportedError(streaming.reasons)
     sink = () if streaming.sink is None else (streaming.sink,)
     roots = (variant.mask, variant.score, *sink)
     params = used_params(variant, roots)
@@ -137,32 +137,6 @@ def plan_forward(variant: Variant, spec: Specialisation) -> KernelPlan:
         mask_origin=origin_of(variant, variant.mask),
         score_origin=origin_of(variant, variant.score),
     )
-
-
-def _refuse(variant: Variant, streaming: Streaming | None) -> None:
-    reasons: list[Diagnostic] = []
-    if streaming is None:
-        reasons.append(
-            Diagnostic(
-                "normalizer-not-streamable",
-                "no streaming form of this normalizer is known",
-                variant.origins.first(variant.normalizer),
-                ("kernels stream softmax, with or without a sink",),
-                'call it with `backend="reference"`',
-            )
-        )
-    if variant.weight is not build.WEIGHT:
-        reasons.append(
-            Diagnostic(
-                "weight-mod-not-streamable",
-                "kernels do not edit normalized weights",
-                variant.origins.first(variant.weight),
-                (),
-                'call it with `backend="reference"`',
-            )
-        )
-    if reasons:
-        raise UnsupportedError(reasons)
 
 
 def used_params(variant: Variant, roots: Iterable[Expr]) -> tuple[Param, ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from attndsl.diagnostics import VerifyError
-from attndsl.ir.nodes import Apply, Const, Coord, Expr, Input, Load, Reduce, Scalar
+from attndsl.ir.nodes import Apply, Const, Coord, Expr, Input, Load, Reduce, RowValue, Scalar, Solve
 from attndsl.ir.ops import facts
 from attndsl.ir.types import DType
 
@@ -52,7 +52,7 @@ class TritonPrinter:
             case Apply():
                 operands = [self._tree(arg, names, loads) for arg in node.args]
                 return self._operator(node, operands)
-            case Coord() | Input() | Scalar() | Reduce():
+            case Coord() | Input() | Scalar() | Reduce() | Solve() | RowValue():
                 raise VerifyError(f"{node} has no name in the kernel")
 
     def _constant(self, node: Const) -> ast.expr:

@@ -16,7 +16,7 @@ from attndsl.diagnostics import Reporter, Span
 from attndsl.frontend.layout import Layout
 from attndsl.frontend.syntax import Syntax
 from attndsl.ir import build
-from attndsl.ir.nodes import Expr, Input, Reduce, children
+from attndsl.ir.nodes import Expr, Input, Reduce, Solve, children
 from attndsl.ir.ops import CALLS
 from attndsl.ir.types import Coordinate, Flow, Reduction
 from attndsl.ir.variant import Param
@@ -131,6 +131,8 @@ def _own_needs(node: Expr) -> frozenset[str]:
             return frozenset({flow.value})
         case Reduce(reduction=reduction):
             return frozenset({reduction.value})
+        case Solve():
+            return frozenset({"row_solve"})
         case _:
             return frozenset()
 

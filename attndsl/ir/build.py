@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import reduce
 
 from attndsl.diagnostics import VerifyError
-from attndsl.ir.nodes import Apply, Const, Coord, Expr, Input, Load, Reduce, Scalar, intern
+from attndsl.ir.nodes import Apply, Const, Coord, Expr, Input, Load, Reduce, RowValue, Scalar, Solve, intern
 from attndsl.ir.ops import Op, Result, facts
 from attndsl.ir.types import Coordinate, DType, Flow, Reduction
 
@@ -36,6 +36,8 @@ def coord(coordinate: Coordinate) -> Coord:
 B, H, Q, K, Q_LEN, KV_LEN = map(coord, Coordinate)
 SCORE = intern(Input, Flow.SCORE)
 WEIGHT = intern(Input, Flow.WEIGHT)
+THRESHOLD = intern(Input, Flow.THRESHOLD)
+DWEIGHT = intern(Input, Flow.DWEIGHT)
 
 
 def scalar(name: str, dtype: DType) -> Scalar:
@@ -54,6 +56,18 @@ def row(reduction: Reduction, arg: Expr) -> Reduce:
     if not arg.dtype.is_float:
         raise VerifyError(f"{reduction.value} of {arg.dtype.value}, expected a float")
     return intern(Reduce, reduction, arg)
+
+
+def solve(body: Expr, total: Expr, lower: Expr, upper: Expr) -> Solve:
+    """The threshold at which a row's sum of `body` is `total`; all four are floats."""
+    if not all(part.dtype.is_float for part in (body, total, lower, upper)):
+        raise VerifyError("a row is solved with floats")
+    return intern(Solve, body, total, lower, upper)
+
+
+def row_value(name: str) -> RowValue:
+    """A float kept for each row under that name."""
+    return intern(RowValue, name)
 
 
 def apply(op: Op, *args: Expr) -> Apply:

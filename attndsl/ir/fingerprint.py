@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 
-from attndsl.ir.nodes import Apply, Const, Coord, Expr, Input, Load, Reduce, Scalar, children
+from attndsl.ir.nodes import Apply, Const, Coord, Expr, Input, Load, Reduce, RowValue, Scalar, Solve, children
 from attndsl.ir.rewrite import postorder
 from attndsl.ir.variant import Variant
 
@@ -51,3 +51,7 @@ def _head(node: Expr, params: dict[str, int]) -> str:
             return f"apply {op.name}"
         case Reduce(reduction=reduction):
             return f"reduce {reduction.name}"
+        case Solve():
+            return "solve"
+        case RowValue(name=name):
+            return f"row {name}"

@@ -86,8 +86,40 @@ class Reduce:
         return DType.F32
 
 
-Expr = Const | Coord | Input | Scalar | Load | Apply | Reduce
-N = TypeVar("N", Const, Coord, Input, Scalar, Load, Apply, Reduce)
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
+class Solve:
+    """A row statistic of a normalizer: the least t at which the sum of `body` over the row's live keys is <= `total`.
+
+    `body` is over `Input(THRESHOLD)` = t and never rises with it; t is looked for between `lower` and `upper`, values
+    of the row, and is `upper` where no less will do. A row without a live key has t = `lower`.
+    """
+
+    body: Expr
+    total: Expr
+    lower: Expr
+    upper: Expr
+
+    @property
+    def dtype(self) -> DType:
+        return DType.F32
+
+
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
+class RowValue:
+    """A float kept for each row, by name: a statistic after it is known, or a value of the backward.
+
+    Only derivations write it; no program a front end makes holds one.
+    """
+
+    name: str
+
+    @property
+    def dtype(self) -> DType:
+        return DType.F32
+
+
+Expr = Const | Coord | Input | Scalar | Load | Apply | Reduce | Solve | RowValue
+N = TypeVar("N", Const, Coord, Input, Scalar, Load, Apply, Reduce, Solve, RowValue)
 
 _lock = threading.Lock()
 _interned: WeakValueDictionary[tuple[Any, ...], Any] = WeakValueDictionary()
@@ -122,6 +154,8 @@ def children(node: Expr) -> tuple[Expr, ...]:
             return indices
         case Reduce(arg=arg):
             return (arg,)
+        case Solve(body=body, total=total, lower=lower, upper=upper):
+            return (body, total, lower, upper)
         case _:
             return ()
 
@@ -153,5 +187,7 @@ def with_children(node: Expr, operands: tuple[Expr, ...]) -> Expr:
             return intern(Load, tensor, operands, dtype)
         case Reduce(reduction=reduction):
             return intern(Reduce, reduction, operands[0])
+        case Solve():
+            return intern(Solve, *operands)
         case _:
             return node

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from attndsl.ir import build
-from attndsl.ir.nodes import Apply, Const, Coord, Expr, Input, Load, Reduce, Scalar, children
+from attndsl.ir.nodes import Apply, Const, Coord, Expr, Input, Load, Reduce, RowValue, Scalar, Solve, children
 from attndsl.ir.ops import CALLS, Form, Op, facts
 from attndsl.ir.order import GridOrder
 from attndsl.ir.rewrite import postorder, uses
@@ -140,6 +140,10 @@ def _phrase(node: Expr, parts: list[Phrase]) -> Phrase:
             return Phrase(f"{name}[{', '.join(texts)}]" if parts else name, ATOM, nesting)
         case Reduce(reduction=reduction):
             return Phrase(f"{reduction.value}({texts[0]})", ATOM, nesting)
+        case Solve():
+            return Phrase(f"row_solve({', '.join(texts)})", ATOM, nesting)
+        case RowValue(name=name):
+            return Phrase(name, ATOM)
         case Apply(op=Op.WHERE):
             condition, yes, no = parts
             tight = CONDITIONAL + 1

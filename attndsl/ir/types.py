@@ -74,10 +74,16 @@ AXIS_OF: dict[Coordinate, Axis] = {
 
 
 class Flow(Member):
-    """The value that flows into a stage: the scaled dot product into scores, the normalized weight into weight mods."""
+    """The value that flows into a stage: the scaled dot product into scores, the normalized weight into weight mods.
+
+    `THRESHOLD` is what a `Solve` solves for. `DWEIGHT`, which only derivations write, is the derivative of what is
+    differentiated by the final weight of a pair: the product of the output's gradient with the value of the key.
+    """
 
     SCORE = "score"
     WEIGHT = "weight"
+    THRESHOLD = "threshold"
+    DWEIGHT = "dweight"
 
 
 class Reduction(Member):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from attndsl.diagnostics import VerifyError
 from attndsl.ir import build
-from attndsl.ir.nodes import Apply, Const, Coord, Expr, Input, Load, Reduce, Scalar, children, intern
+from attndsl.ir.nodes import Apply, Const, Coord, Expr, Input, Load, Reduce, RowValue, Scalar, Solve, children, intern
 from attndsl.ir.requirement import Requirement, strangers
 from attndsl.ir.rewrite import postorder
 from attndsl.ir.types import DType, Flow
@@ -111,6 +111,10 @@ def _rebuilt(node: Expr) -> Expr:
             return build.apply(op, *args)
         case Reduce(reduction=reduction, arg=arg):
             return build.row(reduction, arg)
+        case Solve(body=body, total=total, lower=lower, upper=upper):
+            return build.solve(body, total, lower, upper)
+        case RowValue(name=name):
+            return build.row_value(name)
 
 
 def _scalar_faults(node: Scalar, param: Param | None, dtype: DType) -> Iterator[Fault]:
@@ -135,10 +139,12 @@ def _stage_faults(stage: Stage, root: Expr) -> Iterator[Fault]:
         yield Fault(f"the {stage.name} has type {root.dtype.value}, expected {stage.dtype.value}", root)
     for node in postorder(root):
         match node:
-            case Input(flow=flow) if flow is not stage.flow:
+            case Input(flow=flow) if flow is not stage.flow and not (flow is Flow.THRESHOLD and stage.reduces):
                 yield Fault(f"the {stage.name} reads the {flow.value}", node)
-            case Reduce(reduction=reduction) if not stage.reduces:
-                yield Fault(f"the {stage.name} contains {reduction.value}", node)
+            case Reduce() | Solve() if not stage.reduces:
+                yield Fault(f"the {stage.name} contains {_head(node)}", node)
+            case RowValue(name=name):
+                yield Fault(f"the {stage.name} reads `{name}`, which only derivations write", node)
 
 
 def _requirement_faults(requirement: Requirement) -> Iterator[Fault]:
@@ -203,3 +209,7 @@ def _head(node: Expr) -> str:
             return op.name.lower()
         case Reduce(reduction=reduction):
             return reduction.value
+        case Solve():
+            return "row_solve"
+        case RowValue(name=name):
+            return f"row value {name}"
