@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,11 +25,15 @@ MAX_HEAD_DIM = 256
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What a forward pass leaves: the output and, for each row, the log of its divisor and its largest score."""
+    """What a forward pass leaves: the output and, for each row, the log of its divisor and its largest score.
+
+    `kept` are the row values a backward pass reads, by name.
+    """
 
     out: Tensor
     lse: Tensor
     max_score: Tensor
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def allocate(call: Call) -> Rows:

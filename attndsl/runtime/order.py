@@ -24,7 +24,8 @@ def stored(call: Call, order: GridOrder) -> Call:
 
 def restored(rows: Rows, order: GridOrder) -> Rows:
     """The rows of a permuted call in the order the call came in."""
-    return Rows(*(from_storage(tensor, order) for tensor in (rows.out, rows.lse, rows.max_score)))
+    out, lse, most = (from_storage(tensor, order) for tensor in (rows.out, rows.lse, rows.max_score))
+    return Rows(out, lse, most)
 
 
 def to_storage(tensor: Tensor, order: GridOrder) -> Tensor:

@@ -1,0 +1,175 @@
+"""A differentiable call of a backend: torch's autograd around an `Engine`.
+
+In: a checked call and the engine that runs it. Out: its `Rows`, `out` and `lse` differentiable in q, k, v and every
+captured float tensor that requires grad. Gradients of gradients are the reference's business, and refused here.
+
+Saved for the backward are q, k, v, captured tensors as they are, the output, and a few values a row: like torch, the
+backward refuses to go on when one of them was written to in the meantime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attndsl.analysis.streaming import Refusal
+from attndsl.analysis.structure import is_indexed_by_scores
+from attndsl.diagnostics import Reporter, UnsupportedError, fail
+from attndsl.runtime.arguments import Call
+from attndsl.runtime.engine import Engine
+from attndsl.runtime.gradients.whole import Cotangents, Needed, elements, gradients
+from attndsl.runtime.launch import Rows
+from attndsl.runtime.versions import Versions, written_in_place
+
+INPUTS = ("q", "k", "v")
+USE_REFERENCE = 'use `backend="reference"`, which is differentiable any number of times'
+
+
+def attend(engine: Engine, call: Call) -> Rows:
+    """The rows of a call, without `kept`; nothing is saved where no gradient is recorded.
+
+    Tokens are in the order the engine's program counts them in.
+    """
+    tensors, form = _taken_apart(call)
+    if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
+        return replace(engine.forward(call), kept={})
+    _check_differentiable(engine, form.learning([tensor.requires_grad for tensor in tensors]))
+    # Autograd saves no inference tensor; nobody can tell whether one is written to, so what is saved is a copy.
+    owned = (tensor.clone() if tensor.is_inference() else tensor for tensor in tensors)
+    return Rows(*_Attend.apply(engine, form, *owned))  # type: ignore[no-untyped-call]
+
+
+def cast_by_autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v in the dtype of autocast, where that is enabled and they are not float64.
+
+    Scores and statistics are float32 in any case, so captured tensors stay what they are, and gradients have the dtypes
+    of the tensors they are of.
+    """
+    device = q.device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return q, k, v
+    dtype = torch.get_autocast_dtype(device)
+    q, k, v = (tensor if tensor.dtype is torch.float64 else tensor.to(dtype) for tensor in (q, k, v))
+    return q, k, v
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """A call without its tensors, which autograd holds: q, k, v, `captured` ones, and the offset where it is one."""
+
+    scale: float
+    numbers: Mapping[str, int | float]
+    captured: tuple[str, ...]
+    q_offset: int | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What messages call the tensors."""
+        return (*INPUTS, *self.captured, *(("q_offset",) if self.q_offset is None else ()))
+
+    def learning(self, needs: Sequence[bool]) -> tuple[str, ...]:
+        """The captured tensors whose gradients are needed."""
+        return tuple(name for name, need in zip(self.captured, needs[len(INPUTS) :], strict=False) if need)
+
+    def call_of(self, tensors: Sequence[Tensor]) -> Call:
+        """The call with its tensors."""
+        q, k, v, *others = tensors
+        values = {**self.numbers, **dict(zip(self.captured, others, strict=False))}
+        return Call(q, k, v, self.scale, others[-1] if self.q_offset is None else self.q_offset, values)
+
+
+def _taken_apart(call: Call) -> tuple[tuple[Tensor, ...], _Form]:
+    captured = {name: value for name, value in call.values.items() if isinstance(value, Tensor)}
+    numbers = {name: value for name, value in call.values.items() if not isinstance(value, Tensor)}
+    offset = call.q_offset
+    tensors = (call.q, call.k, call.v, *captured.values(), *((offset,) if isinstance(offset, Tensor) else ()))
+    return tensors, _Form(call.scale, numbers, tuple(captured), None if isinstance(offset, Tensor) else offset)
+
+
+def _check_differentiable(engine: Engine, learning: Collection[str]) -> None:
+    """Refuse a call whose gradients kernels cannot give, with every reason."""
+    if isinstance(engine.derivative, Refusal):
+        raise UnsupportedError(engine.derivative.reasons)
+    reporter = Reporter(UnsupportedError)
+    for load in elements(engine.program, engine.derivative):
+        if load.tensor in learning and is_indexed_by_scores(load):
+            message = f"`{load.tensor}` requires grad, and which of its elements a pair reads depends on the score"
+            span = engine.program.origins.first(load)
+            reporter.error("score-indexed-gradient", message, span, help=f"detach it, or {USE_REFERENCE}")
+    reporter.check()
+
+
+class _Attend(torch.autograd.Function):
+    """out, lse and max_score of a call, by an engine."""
+
+    @staticmethod
+    def forward(ctx: Any, engine: Engine, form: _Form, *tensors: Tensor) -> tuple[Tensor, ...]:
+        with _without_autocast(tensors[0]):
+            rows = engine.forward(form.call_of(tensors))
+        ctx.engine, ctx.form, ctx.kept = engine, form, tuple(rows.kept)
+        ctx.versions = Versions.of(form.names, tensors)
+        ctx.save_for_backward(*tensors, rows.out, rows.lse, rows.max_score, *rows.kept.values())
+        ctx.mark_non_differentiable(rows.max_score)
+        ctx.set_materialize_grads(False)
+        return rows.out, rows.lse, rows.max_score
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        needs = ctx.needs_input_grad[2:]
+        if dout is None and dlse is None:
+            return (None,) * (2 + len(needs))
+        saved, count = _saved(ctx), len(needs)
+        call = ctx.form.call_of(saved[:count])
+        out, lse, most, *kept = saved[count:]
+        rows = Rows(out, lse, most, dict(zip(ctx.kept, kept, strict=True)))
+        wanted = Needed(needs[0], needs[1], needs[2], ctx.form.learning(needs))
+        with torch.no_grad(), _without_autocast(out):
+            found = gradients(ctx.engine, call, rows, Cotangents(dout, dlse), wanted)
+        captured = [found.captured.get(name) for name in ctx.form.captured]
+        ordered = [found.q, found.k, found.v, *captured, *[None] * (count - len(INPUTS) - len(captured))]
+        # What grad mode records here, somebody means to differentiate once more.
+        return None, None, *(_once(ordered) if torch.is_grad_enabled() else ordered)
+
+
+def _once(gradients: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    owned = (None if gradient is None else gradient.requires_grad_() for gradient in gradients)
+    found: Sequence[Tensor | None] = _Once.apply(*owned)  # type: ignore[no-untyped-call]
+    return found
+
+
+def _saved(ctx: Any) -> Sequence[Tensor]:
+    """What the forward saved, as it was."""
+    ctx.versions.check()
+    try:
+        saved: Sequence[Tensor] = ctx.saved_tensors
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise written_in_place("what an attention returned, or a view of what it was given,") from error
+    return saved
+
+
+def _without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Row formulas compute in the dtypes they are written in."""
+    device = tensor.device.type
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
+class _Once(torch.autograd.Function):
+    """Gradients that refuse to be differentiated; torch's own guard takes them for constants where `dout` is one."""
+
+    @staticmethod
+    def forward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        return tuple(None if gradient is None else gradient.clone() for gradient in gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
+        message = "kernels give gradients, but not gradients of gradients"
+        raise fail(UnsupportedError, "double-backward", message, help=f"call the attention with {USE_REFERENCE}")
