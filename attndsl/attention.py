@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from attndsl.codegen.plan import Specialisation
-from attndsl.compiler import KERNELS, Compilation
+from attndsl.compiler import Compilation
 from attndsl.diagnostics import UnsupportedError, fail
-from attndsl.execution import run_forward
+from attndsl.execution import attend as attend_by_kernels
 from attndsl.explain import Explanation, Shape, explain
 from attndsl.frontend.bindings import Bindings
 from attndsl.frontend.tracing import trace
@@ -106,7 +106,10 @@ class Attention:
             )
         is_dense = chosen(asked, call) is Backend.REFERENCE
         facts = self._facts.of(self._compilation.source, self._compilation.program, call)
-        result = self._dense(call, enable_gqa) if is_dense else run_forward(self._compilation, self._facts, call, facts)
+        if is_dense:
+            result: launch.Rows | Result = self._dense(call, enable_gqa)
+        else:
+            result = attend_by_kernels(self._compilation, self._facts, call, facts)
         if check and not is_dense:
             self._check(result, self._dense(call, enable_gqa), q.dtype)
         return result.out if wanted is None else (result.out, wanted.of(result.lse, result.max_score))
@@ -232,7 +235,7 @@ class Attention:
         if target != "triton":
             message = f"there is no target {target!r} to emit source for"
             raise fail(UnsupportedError, "unknown-target", message, None, help='use `target="triton"`')
-        return KERNELS
+        return self._compilation.derivation.kernels
 
     def ir(self, after: str | None = None) -> str:
         """The program as text, after the named pass or at the end."""
@@ -244,7 +247,7 @@ class Attention:
         """Compile ahead of time, with no GPU at hand, for `cuda:80`, `cuda:90`, `cuda:100` or `hip:gfx942`."""
         check_target(target)
         spec = _specialisation(dtype, head_dim, v_head_dim)
-        return compile_for({name: self._compilation.kernel(name, spec) for name in KERNELS}, target)
+        return compile_for({name: self._compilation.kernel(name, spec) for name in self.kernels()}, target)
 
     @property
     def fingerprint(self) -> str:

@@ -5,9 +5,10 @@ score, mask, normalizer and weight as typed expressions. From there:
 
     variant  ->  run_passes      the same meaning, in the form analyses read: comparisons solved for the key,
                                  -inf branches of the score moved into the mask
-             ->  plan_forward    every decision about a kernel: which key tiles it walks, which of them need the mask,
-                                 what is computed once a program, a row, a column; how the normalizer streams
-             ->  emit_forward    Triton text, arranged by a template
+             ->  Derivation      how the normalizer streams over the keys, and the derivative of everything
+             ->  plan_kernel     every decision about a kernel: which tiles it walks, which of them need the mask, what
+                                 is computed once a program, a row, a column
+             ->  emit            Triton text, arranged by a template
 
 `runtime` puts the text on disk, checks each call's facts, picks the specialisation they allow, and launches.
 """
@@ -15,16 +16,16 @@ score, mask, normalizer and weight as typed expressions. From there:
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 
 from attndsl.codegen.describe import describe
-from attndsl.codegen.plan import Emitted, Specialisation, plan_forward
-from attndsl.codegen.triton import emit_forward
-from attndsl.diagnostics import CallError, fail
+from attndsl.codegen.kernels import Derivation, plan_kernel
+from attndsl.codegen.plan import Emitted, Specialisation
+from attndsl.codegen.triton import emit
 from attndsl.ir.fingerprint import fingerprint
 from attndsl.ir.variant import Variant
 from attndsl.passes.pipeline import run_passes
-
-KERNELS = ("forward",)
+from attndsl.passes.transpose_mask import transpose_mask
 
 
 class Compilation:
@@ -36,21 +37,18 @@ class Compilation:
         self.fingerprint = fingerprint(replace(self.program, order=source.order))
         self._emitted: dict[tuple[str, Specialisation], Emitted] = {}
 
+    @cached_property
+    def derivation(self) -> Derivation:
+        """What follows from the mathematics of the program."""
+        return Derivation(self.program, lambda: transpose_mask(self.source))
+
     def kernel(self, name: str, spec: Specialisation) -> Emitted:
         """The plan and text of one kernel."""
         found = self._emitted.get((name, spec))
         if found is None:
-            found = self._emitted[name, spec] = compile_kernel(self.program, name, spec)
+            plan = plan_kernel(self.derivation, name, spec)
+            found = self._emitted[name, spec] = Emitted(plan, emit(plan))
         return found
-
-
-def compile_kernel(program: Variant, name: str, spec: Specialisation) -> Emitted:
-    """A program after its passes as a kernel."""
-    if name not in KERNELS:
-        known = ", ".join(f"`{kernel}`" for kernel in KERNELS)
-        raise fail(CallError, "unknown-kernel", f"there is no kernel `{name}`", None, help=f"the kernels are {known}")
-    plan = plan_forward(program, spec)
-    return Emitted(plan, emit_forward(plan))
 
 
 def emit_source(
@@ -58,7 +56,7 @@ def emit_source(
 ) -> str:
     """The Triton text of a variant, from its source form; `dtype` is "bf16", "fp16" or "fp32"."""
     spec = Specialisation(dtype, head_dim, head_dim if v_head_dim is None else v_head_dim)
-    return compile_kernel(run_passes(variant), kernel, spec).text
+    return Compilation(variant).kernel(kernel, spec).text
 
 
 def describe_plan(
@@ -66,4 +64,4 @@ def describe_plan(
 ) -> str:
     """The decisions behind `emit_source`, for people."""
     spec = Specialisation(dtype, head_dim, head_dim if v_head_dim is None else v_head_dim)
-    return describe(compile_kernel(run_passes(variant), kernel, spec).plan)
+    return describe(Compilation(variant).kernel(kernel, spec).plan)

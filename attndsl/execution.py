@@ -1,50 +1,139 @@
-"""Running the kernel a call allows: which specialisation, which tile shape, which table.
+"""Running the kernels a call allows: which specialisation, which tile shapes, which tables.
 
-In: a compilation, what is known of the call, the call. Out: its `Rows`.
+In: a compilation, what is known of the call, the call. Out: its `Rows`, or the pieces of its gradients.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
+from attndsl.analysis.backward import Backward
 from attndsl.analysis.bounds import Strategy
-from attndsl.codegen.plan import Specialisation
+from attndsl.analysis.streaming import Refusal
+from attndsl.analysis.structure import Structure
+from attndsl.codegen.names import row_pointer
+from attndsl.codegen.placement import Side
+from attndsl.codegen.plan import Emitted, Specialisation
 from attndsl.compiler import Compilation
-from attndsl.runtime import launch, order
+from attndsl.ir.nodes import Load
+from attndsl.ir.variant import Variant
+from attndsl.runtime import autograd, launch, order
 from attndsl.runtime.arguments import Call
+from attndsl.runtime.engine import Pieces, Task
 from attndsl.runtime.facts import FactBook, Facts
+from attndsl.runtime.launch import Launch, Rows
+from attndsl.runtime.tables import TileTable
 from attndsl.runtime.tiles import TileShape
 
 
-def run_forward(
-    compilation: Compilation,
-    book: FactBook,
-    call: Call,
-    facts: Facts,
-    *,
-    fast: bool | None = None,
-    strategy: Strategy | None = None,
-    tile: TileShape | None = None,
-) -> launch.Rows:
-    """Launch the forward kernel; `fast`, `strategy` and `tile` override what the call and its device suggest."""
-    spec = Specialisation(
-        dtype=launch.DTYPES[call.q.dtype],
-        head_dim=call.head_dim,
-        v_head_dim=max(call.v_head_dim, 1),
-        fast=facts.fast if fast is None else fast,
-        offset_per_batch=isinstance(call.q_offset, Tensor),
-        strategy=strategy,
-    )
-    kernel = compilation.kernel("forward", spec)
-    tile = launch.tile_for(call, kernel.plan) if tile is None else tile
-    table = None
-    if kernel.plan.walk.strategy is Strategy.TABLE:
-        table = book.table(compilation.program, call, facts, (tile.block_m, tile.block_n))
-        if table is None:
-            kernel = compilation.kernel("forward", replace(spec, strategy=Strategy.DENSE))
-    tokens = compilation.source.order
+@dataclass(frozen=True)
+class Kernels:
+    """The kernels of one variant for calls of one kind: an `Engine`.
+
+    `fast`, `strategy` and `tile` override what a call and its device suggest.
+    """
+
+    compilation: Compilation
+    book: FactBook
+    facts: Facts
+    fast: bool | None = None
+    strategy: Strategy | None = None
+    tile: TileShape | None = None
+
+    @property
+    def program(self) -> Variant:
+        return self.compilation.program
+
+    @property
+    def derivative(self) -> Backward | Refusal:
+        return self.compilation.derivation.derivative
+
+    def forward(self, call: Call) -> Rows:
+        """The output and what is known of its rows."""
+        if call.v_head_dim == 0:
+            # Kernels have at least one column of values: a stand-in for it keeps them inside the memory of the tensors.
+            rows = self.forward(replace(call, v=call.v.new_zeros(*call.v.shape[:3], 1)))
+            return replace(rows, out=rows.out[..., :0])
+        derivation, spec = self.compilation.derivation, self._spec(call)
+        found: dict[str, Tensor] = {}
+        for name in derivation.statistics_kernels:
+            found |= self._run(call, name, spec, {}, found)
+        out = call.q.new_zeros((call.batch, call.heads, call.q_len, call.v_head_dim))
+        found |= self._run(call, "forward", spec, {"Out": out}, found)
+        kept = {name: found[name] for name in derivation.streaming.kept}
+        return Rows(out, found.get("lse"), found[derivation.maximum], kept)
+
+    def sums(self, call: Call, rows: Mapping[str, Tensor], dout: Tensor) -> Mapping[str, Tensor]:
+        """The further row sums of a backward."""
+        return self._run(call, "backward_rows", self._spec(call), {"DOut": dout}, rows)
+
+    def backward(self, call: Call, task: Task) -> Pieces:
+        """The gradients a task wants, and the sums its captured elements are gathered from."""
+        wanted, derivation = task.wanted, self.compilation.derivation
+        spec = replace(self._spec(call), gradients=frozenset(load.tensor for load in wanted.loads))
+        by_row, by_column = (derivation.captured(spec, which) for which in (Structure.ROW, Structure.COLUMN))
+        dq = dk = dv = None
+        rows: dict[Load, Tensor] = {}
+        columns: dict[Load, Tensor] = {}
+        if wanted.q or by_row:
+            dq = torch.empty_like(call.q, memory_format=torch.contiguous_format)
+            sums = self._run(call, "backward_dq", spec, {"DOut": task.dout, "DQ": dq}, task.rows)
+            rows = {load: sums[name] for name, load in by_row.items()}
+        if wanted.k or wanted.v or by_column:
+            dk, dv = (torch.empty_like(of, memory_format=torch.contiguous_format) for of in (call.k, call.v))
+            tensors = {"DOut": task.dout, "DK": dk, "DV": dv}
+            sums = self._run(call, "backward_dkv", spec, tensors, task.rows)
+            columns = {load: sums[name] for name, load in by_column.items()}
+        return Pieces(dq, dk, dv, rows, columns)
+
+    def _spec(self, call: Call) -> Specialisation:
+        return Specialisation(
+            dtype=launch.DTYPES[call.q.dtype],
+            head_dim=call.head_dim,
+            v_head_dim=call.v_head_dim,
+            fast=self.facts.fast if self.fast is None else self.fast,
+            offset_per_batch=isinstance(call.q_offset, Tensor),
+            strategy=self.strategy,
+        )
+
+    def _run(
+        self,
+        call: Call,
+        name: str,
+        spec: Specialisation,
+        tensors: Mapping[str, Tensor],
+        rows: Mapping[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """Run a kernel; what it stores of each row (of each key, where it keeps keys), by name."""
+        kernel = self.compilation.kernel(name, spec)
+        tile = launch.tile_for(call, kernel.plan) if self.tile is None else self.tile
+        table = None
+        if kernel.plan.walk.strategy is Strategy.TABLE:
+            table = self._table(call, kernel, tile)
+            if table is None:
+                kernel = self.compilation.kernel(name, replace(spec, strategy=Strategy.DENSE))
+        length = call.q_len if kernel.plan.side is Side.QUERIES else call.kv_len
+        stored = {
+            name: call.q.new_empty((call.batch, call.heads, length), dtype=torch.float32) for name in kernel.plan.stored
+        }
+        given = {"Q": call.q, "K": call.k, "V": call.v, **tensors}
+        pointers = {row_pointer(name): value for name, value in (*rows.items(), *stored.items())}
+        launch.run(call, Launch(kernel, given, pointers, tile, table))
+        return stored
+
+    def _table(self, call: Call, kernel: Emitted, tile: TileShape) -> TileTable | None:
+        by_key = kernel.plan.side is Side.KEYS
+        block = (tile.block_m, tile.block_n)
+        return self.book.table(self.compilation.program, call, self.facts, block, by_key=by_key)
+
+
+def attend(compilation: Compilation, book: FactBook, call: Call, facts: Facts) -> Rows:
+    """The rows of a call by kernels, differentiable; tokens are in the order kernels keep them in meanwhile."""
+    kernels, tokens = Kernels(compilation, book, facts), compilation.source.order
     if tokens is None:
-        return launch.forward(call, kernel, tile, table)
-    return order.restored(launch.forward(order.stored(call, tokens), kernel, tile, table), tokens)
+        return autograd.attend(kernels, call)
+    return order.restored(autograd.attend(kernels, order.stored(call, tokens)), tokens)

@@ -17,16 +17,16 @@ from strategies import Case
 from torch import Tensor
 
 from attndsl.analysis.bounds import Strategy, choose_strategy
-from attndsl.codegen.plan import Specialisation
 from attndsl.compiler import Compilation
+from attndsl.execution import Kernels
 from attndsl.frontend.parse import parse
 from attndsl.ir.variant import Variant
 from attndsl.reference import Result, attend, live_pairs
 from attndsl.runtime import launch
 from attndsl.runtime.arguments import Call, check_call
-from attndsl.runtime.facts import FactBook
+from attndsl.runtime.facts import FactBook, Facts
 from attndsl.runtime.planner import plan_blocks
-from attndsl.runtime.tables import TileTable, build_table
+from attndsl.runtime.tables import TileTable, build_table, build_turned_table
 from attndsl.runtime.tiles import TileShape
 
 interpreted = [
@@ -60,12 +60,12 @@ class Program:
 
     def run(self, call: Call, *, fast: bool, tile: TileShape = TILE, strategy: Strategy | None = None) -> launch.Rows:
         """One kernel; `strategy` is the walk over the keys, by default the one the mask allows."""
-        offsets = isinstance(call.q_offset, Tensor)
-        dtype, v_head_dim = launch.DTYPES[call.q.dtype], max(1, call.v_head_dim)
-        spec = Specialisation(dtype, call.head_dim, v_head_dim, fast, offsets, strategy)
-        emitted = self._compilation.kernel("forward", spec)
-        table = self._table(call, tile) if emitted.plan.walk.strategy is Strategy.TABLE else None
-        return launch.forward(call, emitted, tile, table)
+        return self.kernels(call, fast=fast, tile=tile, strategy=strategy).forward(call)
+
+    def kernels(self, call: Call, *, fast: bool, tile: TileShape = TILE, strategy: Strategy | None = None) -> Kernels:
+        """The kernels of the program for a call."""
+        book = _Tables()
+        return Kernels(self._compilation, book, Facts(fast), fast, strategy, tile)
 
     def walks(self) -> list[Strategy]:
         """The walks the mask allows besides the one its kernels take by default."""
@@ -73,23 +73,30 @@ class Program:
         possible = (Strategy.TABLE, Strategy.DENSE)
         return [strategy for strategy in possible if strategy is not choose_strategy(mask)]
 
-    def _table(self, call: Call, tile: TileShape) -> TileTable:
-        plan = plan_blocks(
-            self._compilation.program,
-            dict(self.values),
-            call.q_len,
-            call.kv_len,
-            batch=call.batch,
-            heads=call.heads,
-            block=(tile.block_m, tile.block_n),
-            q_offset=call.q_offset,
-        )
-        return build_table(plan.tiles, plan.tiling, call.q.device)
-
     def expected(self, call: Call) -> Result:
         """The reference in float64, from the inputs as they are."""
         q, k, v = (tensor.double() for tensor in (call.q, call.k, call.v))
         return attend(self.variant, self.values, q, k, v, scale=call.scale, enable_gqa=True, q_offset=call.q_offset)
+
+
+class _Tables(FactBook):
+    """Makes the table a walk asks for, whatever planning would rather do."""
+
+    def table(
+        self, program: Variant, call: Call, facts: Facts, block: tuple[int, int], *, by_key: bool = False
+    ) -> TileTable:
+        plan = plan_blocks(
+            program,
+            dict(call.values),
+            call.q_len,
+            call.kv_len,
+            batch=call.batch,
+            heads=call.heads,
+            block=block,
+            q_offset=call.q_offset,
+        )
+        build = build_turned_table if by_key else build_table
+        return build(plan.tiles, plan.tiling, call.q.device)
 
 
 @cache

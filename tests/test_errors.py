@@ -77,11 +77,6 @@ def causal(*tensors: Any, **how: Any) -> Any:
     return attention(*(tensors or qkv()), **how)
 
 
-def learning() -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v = qkv()
-    return q.requires_grad_(), k, v.requires_grad_()
-
-
 def slopes(value: Any = None, **how: Any) -> Attention:
     declared: Declaration = texts().slopes
     return declared.bind(slopes=torch.ones(2) if value is None else value, **how)
@@ -149,11 +144,10 @@ CALLS: dict[str, Callable[[], Any]] = {
     "kernel-device": lambda: causal(backend="triton"),
     "kernel-dtype": lambda: causal(*qkv(dtype=torch.float64), backend="triton"),
     "kernel-head-dim": lambda: causal(*qkv(1, 2, 5, 257), backend="triton"),
-    "no-backward-kernels": lambda: slopes(torch.ones(2).requires_grad_())(*learning(), backend="triton"),
     "kernel-dtype-source": lambda: texts().causal.source(dtype=torch.float64, head_dim=512),
     "normalizer-not-streamable": lambda: texts().sigmoid.source(),
     "weight-mod-not-streamable": lambda: texts().squared.source(),
-    "unknown-kernel": lambda: texts().causal.source("backward_dq"),
+    "unknown-kernel": lambda: texts().causal.source("backward"),
     "unknown-target": lambda: texts().causal.source(target="cuda"),
     "unknown-target-compile": lambda: compile_for("cuda:75"),
     "no-cpu-kernels-source": lambda: texts().causal.source(target="cpu"),

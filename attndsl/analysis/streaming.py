@@ -54,7 +54,8 @@ class Statistic:
     @property
     def grown(self) -> RowValue:
         """A maximum after the tile at hand: `m_new` for `m_i`."""
-        return build.row_value(self.name.replace("m_i", "m_new"))
+        is_usual = self.name.startswith("m_i")
+        return build.row_value(self.name.replace("m_i", "m_new") if is_usual else f"{self.name}_new")
 
 
 @dataclass(frozen=True, slots=True)

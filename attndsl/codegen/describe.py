@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from attndsl.analysis.bounds import Strategy
-from attndsl.codegen.placement import Placement, Statement
+from attndsl.codegen.placement import Placement, Side, Statement
 from attndsl.codegen.plan import KernelPlan
 from attndsl.codegen.walk import KeyBound, KeyWalk
+from attndsl.ir.nodes import Expr
 from attndsl.ir.printer import print_expr
 
 INDENT = 12
@@ -25,14 +26,23 @@ def describe(plan: KernelPlan) -> str:
 
 def _lines(plan: KernelPlan) -> Iterator[str]:
     spec = plan.spec
-    yield _line("kernel", f"forward, {spec.dtype}, head dim {spec.head_dim}, values {spec.v_head_dim}")
+    yield _line("kernel", f"{plan.kernel}, {spec.dtype}, head dim {spec.head_dim}, values {spec.v_head_dim}")
     yield _line("integers", plan.index.value)
     yield from _walk(plan.walk, plan.never)
     yield _line("mask", print_expr(plan.mask))
     yield _line("score", print_expr(plan.score))
-    sink = plan.streaming.sink
-    yield _line("normalizer", "online softmax" + ("" if sink is None else f", sink {print_expr(sink)}"))
-    yield from _placement(plan.placement)
+    for part in plan.statistics:
+        yield _line(part.kind.value, f"{part.name} of {print_expr(part.integrand)}{_rescaled(part.rescale)}")
+    for product in plan.products:
+        value = print_expr(product.value)
+        yield _line("product", f"{product.name} of {value} with {product.operand.value}{_rescaled(product.rescale)}")
+    yield from (_line("at the end", print_expr(value)) for value in plan.at_end)
+    for placement in (plan.placement, plan.peaks, plan.rest, plan.last):
+        yield from _placement(placement, plan.side is Side.QUERIES)
+
+
+def _rescaled(rescale: Expr | None) -> str:
+    return "" if rescale is None else f", rescaled by {print_expr(rescale)}"
 
 
 def _walk(walk: KeyWalk, never: bool) -> Iterator[str]:
@@ -58,12 +68,12 @@ def _bound(bound: KeyBound) -> str:
     return f"{print_expr(bound.value)}  ({bound.trend.name.lower()} along the query)"
 
 
-def _placement(placement: Placement) -> Iterator[str]:
+def _placement(placement: Placement, is_by_query: bool) -> Iterator[str]:
     """The values that have a name, by where they are computed."""
     scopes = (
         ("per program", placement.program),
-        ("per query", placement.row),
-        ("per key", placement.column),
+        ("per query", placement.own if is_by_query else placement.walked),
+        ("per key", placement.walked if is_by_query else placement.own),
         ("per pair", placement.tile),
     )
     for scope, statements in scopes:

@@ -6,23 +6,31 @@ import keyword
 from collections.abc import Iterable
 
 _TEMPLATE_NAMES = """
-    tl triton range float INF NAN LOG2E RUNTIME BLOCK_M BLOCK_N forward
-    Q K V Out Lse Max Q_offset Table Table_rows q_offset q_len kv_len heads group sm_scale qk_scale
+    tl triton range float INF NAN LOG2E RUNTIME BLOCK_M BLOCK_N
+    forward statistics backward_rows backward_dq backward_dkv
+    Q K V Out Lse Max Peak Q_offset Table Table_rows q_offset q_len kv_len heads group sm_scale qk_scale
     tiles tile pid b h kv_h row_base offs_m offs_n offs_d offs_dv rows q_tile k_tile v_tile out_tile k_offs v_offs
     q k v q_idx kv_idx keys q_first q_last key_lo key_hi full_lo full_hi start_n table_row record part done late
-    s p live seen seen_lo m_i l_i acc m_new shift alpha row_ok out sink_i stride_tb stride_th
+    s qk p dw ds do live seen seen_lo k_first k_last do_tile do_offs q_offs start_m member key_ok row_lo row_hi
+    dq dk dv dq_tile dk_tile dv_tile DOut DQ DK DV q_head do_head lse net delta dlse peak
+    m_i l_i acc m_new shift alpha row_ok out divisor sink_i stride_tb stride_th
 """
 
 KERNEL_NAMES = frozenset(_TEMPLATE_NAMES.split())
 """Every name a forward template writes itself."""
 
-PREFIXES = ("stride_", "size_", "key_", "full_", "_")
+PREFIXES = ("stride_", "size_", "key_", "row_", "full_", "m_", "l_", "d_", "acc_", "Row_", "Column_", "_")
 """Beginnings of the names a kernel derives from its tensors and key ranges, and of helpers."""
 
 
-def kernel_names(users: Iterable[str]) -> dict[str, str]:
+def row_pointer(name: str) -> str:
+    """The argument that points to the values of a row of that name."""
+    return {"lse": "Lse", "m_i": "Max", "peak": "Peak"}.get(name, f"Row_{name}")
+
+
+def kernel_names(users: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
     """An identifier of the kernel for each name of a user, in order; a name that clashes grows a `_`."""
-    taken = set(KERNEL_NAMES)
+    taken = {*KERNEL_NAMES, *taken}
     names: dict[str, str] = {}
     for user in users:
         name = f"arg{user}" if user.startswith(PREFIXES) else user

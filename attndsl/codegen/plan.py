@@ -1,24 +1,24 @@
 """Every decision about a kernel, made once, flat and frozen: templates arrange what stands here, printers print it.
 
-In: a variant after its passes and a `Specialisation`. Out: a `KernelPlan`.
+In: what a kernel computes (`codegen.kernels`). Out: a `KernelPlan`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
 
-from attndsl.analysis.bounds import Strategy, choose_strategy
+from attndsl.analysis.bounds import Strategy
 from attndsl.analysis.infinite import may_be_infinite
-from attndsl.analysis.natural import natural_divisions
-from attndsl.analysis.proofs import Claim, Proof, row_proofs
-from attndsl.analysis.streaming import Refusal, Streaming, stream
-from attndsl.codegen.names import kernel_names
-from attndsl.codegen.placement import Placement, origin_of, place
-from attndsl.codegen.walk import KeyWalk, plan_walk
-from attndsl.diagnostics import UnsupportedError
+from attndsl.analysis.proofs import Claim, Proof
+from attndsl.analysis.streaming import Kind, Statistic, Streaming
+from attndsl.codegen.names import row_pointer
+from attndsl.codegen.placement import Placement, Side
+from attndsl.codegen.walk import KeyWalk
 from attndsl.ir import build
-from attndsl.ir.nodes import Apply, Expr, Load, Scalar
+from attndsl.ir.nodes import Apply, Expr, Load, RowValue, Scalar, children
 from attndsl.ir.ops import Op
 from attndsl.ir.rewrite import postorder
 from attndsl.ir.types import DType
@@ -31,7 +31,8 @@ class Specialisation:
 
     `dtype` is the element type of q, k and v: "bf16", "fp16" or "fp32". `fast` kernels rely on facts the launcher
     checks on the host: every `Condition`, and those proofs about rows are taken on (`analysis.proofs`). The other
-    kernel relies on none of them. `strategy` is the walk over the keys, by default the one the mask allows.
+    kernel relies on none of them. `strategy` is the walk, by default the one the mask allows. `gradients` are the
+    captured tensors whose gradients a backward kernel computes.
     """
 
     dtype: str = "bf16"
@@ -40,27 +41,68 @@ class Specialisation:
     fast: bool = True
     offset_per_batch: bool = False
     strategy: Strategy | None = None
+    gradients: frozenset[str] = frozenset()
+
+
+class Operand(Enum):
+    """What the values of a tile's pairs are multiplied with; the value is its name in a kernel."""
+
+    VALUE = "v"
+    KEY = "k"
+    QUERY = "q"
+    GRADIENT = "do"
 
 
 @dataclass(frozen=True, slots=True)
-class KernelPlan:
-    """A forward kernel.
+class Product:
+    """An accumulator of a program: the sum over the walk of `value` times the rows of an operand.
 
-    `symbols` are the kernel's identifiers of the parameters, by name. `rows` is what is proven about the live keys of
-    a row. `cheap_division` are the `//` and `%` whose operands are never negative; `branch_loads` the captured reads
-    whose index may be out of bounds even on a live pair, because they stand in a branch.
+    `rescale` multiplies what there is when maxima grow.
     """
 
+    name: str
+    value: Expr
+    operand: Operand
+    rescale: Expr | None = None
+
+
+OUTPUTS = {"acc": "Out", "dq": "DQ", "dk": "DK", "dv": "DV"}
+"""The tensor an accumulator ends up in."""
+
+
+@dataclass(frozen=True)
+class KernelPlan:
+    """A kernel that keeps one tile and walks those it meets.
+
+    Expressions are over the scaled product; `final` is the final score as they read it. `statistics` and `products`
+    are what it computes, `kept` the row values it reads, `at_end` what a forward computes of a row after its walk.
+    `symbols` are the identifiers of the parameters, by name, `names` those of values. `rows` is what is proven about
+    the live keys of a row. `cheap_division` are the `//` and `%` whose operands are never negative; `branch_loads` the
+    captured reads whose index may be out of bounds even on a live pair, because they stand in a branch.
+    `placement` is that of mask and score, `peaks` of what maxima are taken of, `rest` of everything after them, `last`
+    of what is computed after the walk.
+    """
+
+    kernel: str
+    side: Side
     variant: Variant
     spec: Specialisation
-    params: tuple[Param, ...]
-    symbols: Mapping[str, str]
-    walk: KeyWalk
     streaming: Streaming
-    placement: Placement
-    sink: Placement
+    walk: KeyWalk
     mask: Expr
     score: Expr
+    final: Expr
+    statistics: tuple[Statistic, ...]
+    products: tuple[Product, ...]
+    kept: tuple[str, ...]
+    at_end: tuple[Expr, ...]
+    params: tuple[Param, ...]
+    symbols: Mapping[str, str]
+    names: Mapping[Expr, str]
+    placement: Placement
+    peaks: Placement
+    rest: Placement
+    last: Placement
     rows: tuple[Proof, ...]
     cheap_division: frozenset[Expr]
     branch_loads: frozenset[Expr]
@@ -68,14 +110,67 @@ class KernelPlan:
     score_origin: str | None
 
     @property
+    def maxima(self) -> tuple[Statistic, ...]:
+        return tuple(statistic for statistic in self.statistics if statistic.kind is Kind.MAX)
+
+    @property
+    def sums(self) -> tuple[Statistic, ...]:
+        return tuple(statistic for statistic in self.statistics if statistic.kind is Kind.SUM)
+
+    @property
     def index(self) -> DType:
         """The width integers are computed in."""
         return DType.I32 if self.spec.fast else DType.I64
 
     @property
+    def pair_values(self) -> tuple[Expr, ...]:
+        """What is computed of every pair, in the order it is used."""
+        sums, products = (part.integrand for part in self.sums), (part.value for part in self.products)
+        return tuple(dict.fromkeys([*products, *sums]))
+
+    @cached_property
+    def reads_gradient(self) -> bool:
+        """Whether the gradient of the output takes part."""
+        return any(node is build.DWEIGHT for node in postorder(*self.pair_values))
+
+    @property
+    def reads_values(self) -> bool:
+        """Whether a walk over keys reads their values."""
+        return self.reads_gradient or any(product.operand is Operand.VALUE for product in self.products)
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The pointers to tensors of four dimensions: what is read, what is written."""
+        reads_gradient = self.reads_gradient or any(part.operand is Operand.GRADIENT for part in self.products)
+        read = ("Q", "K", *(("V",) if self.reads_values else ()), *(("DOut",) if reads_gradient else ()))
+        return (*read, *(OUTPUTS[part.name] for part in self.products if part.name in OUTPUTS))
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """The row values a kernel writes; one that keeps keys writes a value for each of them."""
+        has_lse = self.at_end != () and self.streaming.lse is not None
+        names = [part.name for part in self.statistics if not (has_lse and part.kind is Kind.SUM)]
+        return ("lse", *names) if has_lse else tuple(names)
+
+    @property
+    def row_pointers(self) -> tuple[str, ...]:
+        """The pointers to what is kept of each row: those read, then those written."""
+        return tuple(map(row_pointer, (*self.kept, *self.stored)))
+
+    @cached_property
     def scales_late(self) -> bool:
-        """Whether the scale joins the exponent: without score mods, and with a sign that keeps the maximum's place."""
-        return self.score is build.SCORE and self.spec.fast
+        """Whether the scale joins the exponent: the score only stands there, with no score mod before it, and has a
+        sign that keeps the maximum's place."""
+        peaks_are_plain = all(statistic.integrand is build.SCORE for statistic in self.maxima)
+        return self.score is build.SCORE and self.spec.fast and peaks_are_plain and not _has_bare_score(self)
+
+    def base_of_exponential(self, node: Expr) -> RowValue | None:
+        """R of `exp(score - R)`, which is 0 at a score of -inf if R is finite; `None` of any other value."""
+        match node:
+            case Apply(op=Op.EXP, args=(Apply(op=Op.SUB, args=(left, RowValue() as row)),)) if left is self.final:
+                return row
+            case _:
+                return None
 
     @property
     def hides_keys(self) -> bool:
@@ -84,7 +179,7 @@ class KernelPlan:
 
     @property
     def seen_are_bounded(self) -> bool:
-        """Whether bounds alone tell the keys of a tile that some of its queries see."""
+        """Whether bounds alone tell what of a tile of the walk takes part."""
         return self.walk.seen_are_bounded and not self.hides_keys
 
     @property
@@ -111,32 +206,23 @@ class Emitted:
     text: str
 
 
-def plan_forward(variant: Variant, spec: Specialisation) -> KernelPlan:
-    """The plan of the forward kernel; refused with all reasons when the variant is outside what kernels do."""
-    streaming = stream(variant)
-    if isinstance(streaming, Refusal):
-        raise UnsupportedError(streaming.reasons)
-    sink = () if streaming.sink is None else (streaming.sink,)
-    roots = (variant.mask, variant.score, *sink)
-    params = used_params(variant, roots)
-    symbols = kernel_names(param.name for param in params)
-    return KernelPlan(
-        variant=variant,
-        spec=spec,
-        params=params,
-        symbols=symbols,
-        walk=plan_walk(variant.mask, choose_strategy(variant.mask) if spec.strategy is None else spec.strategy),
-        streaming=streaming,
-        placement=place(variant, variant.mask, variant.score, symbols),
-        sink=place(variant, build.TRUE, build.TRUE if streaming.sink is None else streaming.sink, symbols),
-        mask=variant.mask,
-        score=variant.score,
-        rows=row_proofs(variant.mask, variant.score) if spec.fast else (),
-        cheap_division=natural_divisions(roots) if spec.fast else frozenset(),
-        branch_loads=_branch_loads(variant.score),
-        mask_origin=origin_of(variant, variant.mask),
-        score_origin=origin_of(variant, variant.score),
-    )
+def is_maximum(statistic: Statistic) -> bool:
+    """Whether a statistic is the largest score of the row."""
+    return statistic.kind is Kind.MAX and statistic.integrand is build.SCORE
+
+
+def _has_bare_score(plan: KernelPlan) -> bool:
+    """Whether the score stands outside of exponentials."""
+    seen, stack = set[Expr](), list(plan.pair_values)
+    while stack:
+        node = stack.pop()
+        if node in seen or plan.base_of_exponential(node) is not None:
+            continue
+        if node is build.SCORE:
+            return True
+        seen.add(node)
+        stack.extend(children(node))
+    return False
 
 
 def used_params(variant: Variant, roots: Iterable[Expr]) -> tuple[Param, ...]:
@@ -154,10 +240,10 @@ def padded(head_dim: int) -> int:
     return max(16, 1 << (head_dim - 1).bit_length())
 
 
-def _branch_loads(root: Expr) -> frozenset[Expr]:
+def branch_loads(*roots: Expr) -> frozenset[Expr]:
     """The loads that may stand in a branch not taken: even on a live pair their index may be out of bounds."""
     found: set[Expr] = set()
-    for node in postorder(root):
+    for node in postorder(*roots):
         match node:
             case Apply(op=Op.WHERE, args=(_, yes, no)):
                 branches: tuple[Expr, ...] = (yes, no)

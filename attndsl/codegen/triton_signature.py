@@ -1,4 +1,8 @@
-"""The signature of a kernel: its arguments in order, and those Triton must not specialise on."""
+"""The signature of a kernel: its arguments in order, and those Triton must not specialise on.
+
+q, k and v, the gradient of the output, what the kernel writes, row values it reads and writes, captures,
+a table, scalars, lengths, strides, tile sizes
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,26 @@ from attndsl.analysis.bounds import Strategy
 from attndsl.codegen.plan import KernelPlan
 from attndsl.ir.variant import TensorParam
 
-POINTERS = ("Q", "K", "V", "Out", "Lse", "Max", "Q_offset", "Table", "Table_rows")
-"""Pointers a kernel may take beside its captured tensors."""
+TENSORS = {
+    "Q": ("q", "m"),
+    "K": ("k", "n"),
+    "V": ("v", "n"),
+    "DOut": ("do", "m"),
+    "Out": ("o", "m"),
+    "DQ": ("dq", "m"),
+    "DK": ("dk", "n"),
+    "DV": ("dv", "n"),
+}
+"""The four-dimensional tensors by pointer: how their strides are named, and the letter of their rows."""
+
+POINTERS = (*TENSORS, "Q_offset", "Table", "Table_rows")
+"""Pointers a kernel may take beside its captured tensors and row values."""
 
 
 def arguments(plan: KernelPlan) -> Iterator[str]:
     """The names of a kernel's arguments, tile sizes left out, in the order a launch passes them."""
-    yield from ("Q", "K", "V", "Out", "Lse", "Max")
+    yield from plan.tensors
+    yield from plan.row_pointers
     for param in plan.params:
         name = plan.symbols[param.name]
         yield name
@@ -27,14 +44,20 @@ def arguments(plan: KernelPlan) -> Iterator[str]:
     yield "sm_scale"
     yield "Q_offset" if plan.spec.offset_per_batch else "q_offset"
     yield from ("q_len", "kv_len", "heads", "group")
-    for tensor, axis in (("q", "m"), ("k", "n"), ("v", "n"), ("o", "m")):
-        yield from (f"stride_{tensor}{letter}" for letter in ("b", "h", axis, "d"))
+    for tensor in plan.tensors:
+        yield from stride_names(tensor)
+
+
+def stride_names(tensor: str) -> tuple[str, ...]:
+    """The strides of a tensor: batch, head, row, column."""
+    name, row = TENSORS[tensor]
+    return tuple(f"stride_{name}{axis}" for axis in ("b", "h", row, "d"))
 
 
 def runtime_arguments(plan: KernelPlan) -> Iterator[str]:
-    """All but pointers and the strides of q, k, v and the output, whose alignment vector loads need."""
+    """All but pointers and the strides of q, k, v and their like, whose alignment vector loads need."""
     tensors = [(plan.symbols[p.name], p.rank) for p in plan.params if isinstance(p, TensorParam)]
-    pointers = {*POINTERS, *(name for name, _ in tensors)}
-    own = {f"stride_{tensor}{letter}" for tensor in "qkvo" for letter in "bhmnd"}
+    pointers = {*POINTERS, *plan.row_pointers, *(name for name, _ in tensors)}
+    own = {stride for tensor in plan.tensors for stride in stride_names(tensor)}
     last = {f"stride_{name}_{rank - 1}" for name, rank in tensors}
     return (arg for arg in arguments(plan) if arg not in pointers | own | last)

@@ -5,12 +5,13 @@ In: a mask after the passes and a strategy. Out: a `KeyWalk`, still expressions:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from attndsl.analysis.bounds import Strategy, key_range, key_ranges
 from attndsl.analysis.coverage import Cover, coverage
 from attndsl.analysis.monotone import Trend, trend_in_query
 from attndsl.ir.nodes import Expr
+from attndsl.ir.rewrite import swapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,22 @@ def plan_walk(mask: Expr, strategy: Strategy) -> KeyWalk:
         for keys in key_ranges(mask)
     )
     return KeyWalk(strategy, tuple(sorted(ranges, key=lambda keys: bool(keys.lower))), ascending)
+
+
+def plan_query_walk(transposed: Expr, strategy: Strategy) -> KeyWalk:
+    """The query tiles a key tile meets: the same walk with queries and keys in each other's place.
+
+    In: a transposed mask. Its bounds are turned back, so that they speak of the kernel's own key and bound a query.
+    """
+    walk = plan_walk(transposed, strategy)
+    return replace(walk, ranges=tuple(map(_turned, walk.ranges)))
+
+
+def _turned(keys: RangeWalk) -> RangeWalk:
+    lower, upper = (
+        tuple(replace(bound, value=swapped(bound.value)) for bound in side) for side in (keys.lower, keys.upper)
+    )
+    return replace(keys, lower=lower, upper=upper, gates=tuple(map(swapped, keys.gates)))
 
 
 def _key_bounds(values: tuple[Expr, ...]) -> tuple[KeyBound, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from attndsl.diagnostics import VerifyError
+from attndsl.ir import build
 from attndsl.ir.nodes import Expr, children, with_children
 from attndsl.ir.nodes import postorder as postorder
 from attndsl.ir.variant import Variant
@@ -51,6 +52,19 @@ def rewrite_variant(variant: Variant, rule: Rule) -> Variant:
 def substitute(root: Expr, values: Mapping[Expr, Expr]) -> Expr:
     """The expression with nodes replaced by others, once (replacements are not looked into)."""
     return substituted((root,), values)[root]
+
+
+_SWAPPED: dict[Expr, Expr] = {
+    build.Q: build.K,
+    build.K: build.Q,
+    build.Q_LEN: build.KV_LEN,
+    build.KV_LEN: build.Q_LEN,
+}
+
+
+def swapped(root: Expr) -> Expr:
+    """The expression with queries and keys, and their lengths, in each other's place."""
+    return substitute(root, _SWAPPED)
 
 
 def substituted(roots: Iterable[Expr], values: Mapping[Expr, Expr]) -> dict[Expr, Expr]:

@@ -11,16 +11,9 @@ from dataclasses import replace
 
 from attndsl.ir import build
 from attndsl.ir.nodes import Expr
-from attndsl.ir.rewrite import substitute
+from attndsl.ir.rewrite import swapped
 from attndsl.ir.variant import Variant
 from attndsl.passes.pipeline import run_passes
-
-SWAPPED: dict[Expr, Expr] = {
-    build.Q: build.K,
-    build.K: build.Q,
-    build.Q_LEN: build.KV_LEN,
-    build.KV_LEN: build.Q_LEN,
-}
 
 
 def transpose_mask(source: Variant) -> Expr:
@@ -31,5 +24,5 @@ def transpose_mask(source: Variant) -> Expr:
     """
     # Conditions hidden in scores join the mask before comparisons are solved.
     written = run_passes(source, after="mask_dead_scores")
-    mask_alone = replace(written, score=build.SCORE, weight=build.WEIGHT, mask=substitute(written.mask, SWAPPED))
+    mask_alone = replace(written, score=build.SCORE, weight=build.WEIGHT, mask=swapped(written.mask))
     return run_passes(mask_alone).mask

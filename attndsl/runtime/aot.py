@@ -7,11 +7,11 @@ for arguments as launches of ordinary tensors have them (contiguous rows, 16-byt
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from attndsl.codegen.plan import Emitted, KernelPlan
+from attndsl.codegen.triton_signature import stride_names
 from attndsl.diagnostics import UnsupportedError, fail
 from attndsl.ir.types import DType
 from attndsl.ir.variant import TensorParam
@@ -22,8 +22,6 @@ from attndsl.runtime.tiles import TileShape, default_tile, family_of
 TARGETS = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
 _POINTEES = {"fp32": "*fp32", "fp16": "*fp16", "bf16": "*bf16"}
 _CAPTURES = {DType.F32: "*fp32", DType.I64: "*i64", DType.BOOL: "*i1"}
-_STRIDE = re.compile(r"stride_[qkvo][bhmn]")
-_UNIT_STRIDES = ("stride_qd", "stride_kd", "stride_vd", "stride_od")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +80,15 @@ def _report(name: str, emitted: Emitted, backend: str, arch: str) -> KernelRepor
     tile = default_tile(family, emitted.plan)
     args = _arguments(emitted.text, name)
     signature = _signature(args, emitted.plan)
+    aligned = {stride for tensor in emitted.plan.tensors for stride in stride_names(tensor)[:-1]}
     job = Job(
         name,
         emitted.text,
         backend,
         arch,
         signature,
-        {**dict.fromkeys(_UNIT_STRIDES, 1), "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n},
-        [arg for arg in args if signature[arg].startswith("*") or _STRIDE.fullmatch(arg)],
+        {**dict.fromkeys(unit_strides(emitted.plan), 1), "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n},
+        [arg for arg in args if signature[arg].startswith("*") or arg in aligned],
         tile.num_warps,
         tile.num_stages,
     )
@@ -108,18 +107,19 @@ def _arguments(text: str, name: str) -> list[str]:
 def _signature(args: list[str], plan: KernelPlan) -> dict[str, str]:
     """The types a launch would pass: pointers, 32-bit lengths and strides, float scalars."""
     captures = {plan.symbols[param.name]: param for param in plan.params}
+    unit = unit_strides(plan)
     signature: dict[str, str] = {}
     for arg in args:
         param = captures.get(arg)
-        if arg in ("Q", "K", "V", "Out"):
+        if arg in plan.tensors:
             signature[arg] = _POINTEES[plan.spec.dtype]
-        elif arg in ("Lse", "Max"):
+        elif arg in plan.row_pointers:
             signature[arg] = "*fp32"
         elif arg in ("Table", "Table_rows"):
             signature[arg] = "*i32"
         elif arg == "Q_offset":
             signature[arg] = "*i64"
-        elif arg in ("BLOCK_M", "BLOCK_N", *_UNIT_STRIDES):
+        elif arg in ("BLOCK_M", "BLOCK_N", *unit):
             signature[arg] = "constexpr"
         elif isinstance(param, TensorParam):
             signature[arg] = _CAPTURES[param.dtype]
@@ -128,3 +128,8 @@ def _signature(args: list[str], plan: KernelPlan) -> dict[str, str]:
         else:
             signature[arg] = "i32"
     return signature
+
+
+def unit_strides(plan: KernelPlan) -> tuple[str, ...]:
+    """The strides along the head dimension, which are 1 in ordinary tensors."""
+    return tuple(stride_names(tensor)[-1] for tensor in plan.tensors)

@@ -108,7 +108,7 @@ class _Attend(torch.autograd.Function):
     """out, lse and max_score of a call, by an engine."""
 
     @staticmethod
-    def forward(ctx: Any, engine: Engine, form: _Form, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, engine: Engine, form: _Form, *tensors: Tensor) -> tuple[Tensor | None, ...]:
         with _without_autocast(tensors[0]):
             rows = engine.forward(form.call_of(tensors))
         ctx.engine, ctx.form, ctx.kept = engine, form, tuple(rows.kept)

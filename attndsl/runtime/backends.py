@@ -6,12 +6,10 @@ Nothing falls back: "auto" looks at the device alone, and what that backend cann
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from enum import StrEnum
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from attndsl.diagnostics import CallError, Reporter, UnsupportedError, fail
 from attndsl.runtime.arguments import Call
@@ -67,18 +65,7 @@ def _check_kernels_can(call: Call) -> None:
         message = f"Triton kernels run on GPU tensors, got tensors on {call.q.device}"
         interpreter = "set TRITON_INTERPRET=1 before triton is imported to interpret kernels on the CPU"
         reporter.error("kernel-device", message, None, help=f"{USE_REFERENCE}, or {interpreter}")
-    learning = tuple(_requiring_grad(call))
-    if learning and torch.is_grad_enabled():
-        listed = ", ".join(f"`{name}`" for name in learning)
-        message = f"kernels are forward only for now, but gradients are required of {listed}"
-        help_ = f"call it under `torch.no_grad()`, or {USE_REFERENCE}, which is differentiable"
-        reporter.error("no-backward-kernels", message, None, help=help_)
     reporter.check()
-
-
-def _requiring_grad(call: Call) -> Iterator[str]:
-    tensors = {"q": call.q, "k": call.k, "v": call.v, **call.values}
-    return (name for name, value in tensors.items() if isinstance(value, Tensor) and value.requires_grad)
 
 
 def _report_shape(reporter: Reporter, dtype: torch.dtype, head_dim: Any, v_head_dim: Any, help_: str | None) -> None:

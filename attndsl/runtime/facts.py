@@ -30,7 +30,7 @@ from attndsl.runtime.grants import Grants, grants_of
 from attndsl.runtime.known import known_values, layouts, summarize
 from attndsl.runtime.planner import plan_blocks
 from attndsl.runtime.requirements import check_requirements
-from attndsl.runtime.tables import TileTable, build_table
+from attndsl.runtime.tables import TileTable, build_table, build_turned_table
 
 REMEMBERED = 256
 
@@ -39,11 +39,11 @@ REMEMBERED = 256
 class Facts:
     """`fast`: everything the fast kernel relies on holds (see `runtime.grants`).
 
-    `tables` are the tile tables made for the call so far, by tile shape.
+    `tables` are the tile tables made for the call so far, by tile shape and side.
     """
 
     fast: bool
-    tables: dict[tuple[int, int], TileTable | None] = field(default_factory=dict)
+    tables: dict[tuple[tuple[int, int], bool], TileTable | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +113,14 @@ class FactBook:
         box = call_box(*sizes, _offset_range(q_offset))
         return grants_of(program, box, self.known(program, values), layouts(program, values), 1.0)
 
-    def table(self, program: Variant, call: Call, facts: Facts, block: tuple[int, int]) -> TileTable | None:
-        """The runs of key tiles the kernel walks, for tiles of `block` = (queries, keys); none where it visits all."""
-        if block not in facts.tables:
+    def table(
+        self, program: Variant, call: Call, facts: Facts, block: tuple[int, int], *, by_key: bool = False
+    ) -> TileTable | None:
+        """The runs of key tiles a kernel walks, for tiles of `block` = (queries, keys); none where it visits all.
+
+        `by_key`: the runs of query tiles of each key tile.
+        """
+        if (block, by_key) not in facts.tables:
             values = dict(call.values)
             tiles = plan_blocks(
                 program,
@@ -129,9 +134,12 @@ class FactBook:
                 known=self.known(program, values),
             )
             is_table = tiles.walk is Strategy.TABLE
-            table = build_table(tiles.tiles, tiles.tiling, call.q.device) if is_table else None
-            facts.tables[block] = table
-        return facts.tables[block]
+            if is_table:
+                build = build_turned_table if by_key else build_table
+                facts.tables[block, by_key] = build(tiles.tiles, tiles.tiling, call.q.device)
+            else:
+                facts.tables[block, by_key] = None
+        return facts.tables[block, by_key]
 
     def known(self, variant: Variant, values: dict[str, int | float | Tensor]) -> Known:
         """What analysis may know of the values, summaries remembered by tensor version."""

@@ -1,16 +1,17 @@
-"""One kernel launch: from a checked call and an emitted kernel to outputs."""
+"""One kernel launch: from a checked call, an emitted kernel and the tensors it takes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from attndsl.analysis.bounds import Strategy
+from attndsl.codegen.placement import Side
 from attndsl.codegen.plan import Emitted, KernelPlan
 from attndsl.ir.variant import TensorParam
 from attndsl.runtime.arguments import Call
@@ -25,42 +26,42 @@ MAX_HEAD_DIM = 256
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What a forward pass leaves: the output and, for each row, the log of its divisor and its largest score.
-
-    `kept` are the row values a backward pass reads, by name.
-    """
+    """What a forward pass leaves: the output and, for each row, the log of its divisor where it has one, and its
+    largest score; `kept` are the row values a backward reads, by name."""
 
     out: Tensor
-    lse: Tensor
+    lse: Tensor | None
     max_score: Tensor
     kept: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def allocate(call: Call) -> Rows:
-    """Outputs of the right shapes, holding what a row without a live key gives."""
-    shape = (call.batch, call.heads, call.q_len)
-    rows = call.q.new_full(shape, -torch.inf, dtype=torch.float32)
-    return Rows(call.q.new_zeros((*shape, call.v_head_dim)), rows, rows.clone())
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What one kernel is run on: its tensors and row values by the names of their pointers.
+
+    `table` is for a plan that walks one, made for the same tile shape.
+    """
+
+    kernel: Emitted
+    tensors: Mapping[str, Tensor]
+    rows: Mapping[str, Tensor]
+    tile: TileShape
+    table: TileTable | None = None
 
 
-def forward(call: Call, emitted: Emitted, tile: TileShape | None = None, table: TileTable | None = None) -> Rows:
-    """Run the forward kernel; `table` for a plan that walks one, made for the same tile shape."""
-    if call.v_head_dim == 0:
-        # Kernels have at least one column of values: a stand-in for it keeps them inside the memory of the tensors.
-        rows = forward(replace(call, v=call.v.new_zeros(*call.v.shape[:3], 1)), emitted, tile, table)
-        return replace(rows, out=rows.out[..., :0])
-    rows = allocate(call)
-    if rows.out.numel() == 0 and rows.lse.numel() == 0:
-        return rows
-    tile = tile or tile_for(call, emitted.plan)
+def run(call: Call, launch: Launch) -> None:
+    """Run a kernel; what it writes is among its tensors."""
+    plan, tile = launch.kernel.plan, launch.tile
     interpret = call.q.device.type != "cuda"
     if interpret:
         widen_bfloat16_products()
-    kernel = load_module(emitted.text, "forward", interpret).forward
-    grid = (-(-call.q_len // tile.block_m) * call.batch * call.heads,)
-    if grid[0]:
-        _launch(kernel, grid, _arguments(call, emitted.plan, rows, table), call.q, tile)
-    return rows
+    kernel = getattr(load_module(launch.kernel.text, plan.kernel, interpret), plan.kernel)
+    if plan.side is Side.QUERIES:
+        programs = -(-call.q_len // tile.block_m) * call.batch * call.heads
+    else:
+        programs = -(-call.kv_len // tile.block_n) * call.batch * call.kv_heads
+    if programs:
+        _launch(kernel, (programs,), _arguments(call, launch), call.q, tile)
 
 
 def _launch(kernel: Any, grid: tuple[int], arguments: Iterator[Any], q: Tensor, tile: TileShape) -> None:
@@ -76,9 +77,12 @@ def _launch(kernel: Any, grid: tuple[int], arguments: Iterator[Any], q: Tensor, 
         )
 
 
-def _arguments(call: Call, plan: KernelPlan, rows: Rows, table: TileTable | None) -> Iterator[Any]:
+def _arguments(call: Call, launch: Launch) -> Iterator[Any]:
     """In the order of the kernel's signature."""
-    yield from (call.q, call.k, call.v, rows.out, rows.lse, rows.max_score)
+    plan = launch.kernel.plan
+    tensors = [launch.tensors[name] for name in plan.tensors]
+    yield from tensors
+    yield from (launch.rows[name] for name in plan.row_pointers)
     for param in plan.params:
         value = call.values[param.name]
         if isinstance(param, TensorParam):
@@ -91,12 +95,12 @@ def _arguments(call: Call, plan: KernelPlan, rows: Rows, table: TileTable | None
         else:
             yield float(value) if param.dtype.is_float else int(value)
     if plan.walk.strategy is Strategy.TABLE:
-        assert table is not None
-        yield from (table.records, table.rows, table.batch_stride, table.head_stride)
+        assert launch.table is not None
+        yield from (launch.table.records, launch.table.rows, launch.table.batch_stride, launch.table.head_stride)
     yield call.scale
     yield call.q_offset.contiguous() if isinstance(call.q_offset, Tensor) else call.q_offset
     yield from (call.q_len, call.kv_len, call.heads, call.heads // call.kv_heads)
-    for tensor in (call.q, call.k, call.v, rows.out):
+    for tensor in tensors:
         # The stride of a dimension of one element is arbitrary; 0 keeps one kernel for all of them.
         yield from (stride if size > 1 else 0 for stride, size in zip(tensor.stride()[:3], tensor.shape, strict=False))
         yield tensor.stride(3)

@@ -24,8 +24,8 @@ def stored(call: Call, order: GridOrder) -> Call:
 
 def restored(rows: Rows, order: GridOrder) -> Rows:
     """The rows of a permuted call in the order the call came in."""
-    out, lse, most = (from_storage(tensor, order) for tensor in (rows.out, rows.lse, rows.max_score))
-    return Rows(out, lse, most)
+    lse = None if rows.lse is None else from_storage(rows.lse, order)
+    return Rows(from_storage(rows.out, order), lse, from_storage(rows.max_score, order))
 
 
 def to_storage(tensor: Tensor, order: GridOrder) -> Tensor:

@@ -6,7 +6,7 @@ each a stretch of partial tiles and the stretch of full tiles that follows it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from attndsl.analysis.bands import TileRuns
 from attndsl.analysis.classes import Classes
 from attndsl.analysis.runs import Intervals
 from attndsl.analysis.tiling import Tiling
+from attndsl.analysis.turned import turned
 from attndsl.analysis.values import Array
 from attndsl.diagnostics import CallError, fail
 
@@ -57,6 +58,13 @@ def build_table(classes: Classes, tiling: Tiling, device: torch.device) -> TileT
         batch_stride=heads * rows if batch > 1 else 0,
         head_stride=rows if heads > 1 else 0,
     )
+
+
+def build_turned_table(classes: Classes, tiling: Tiling, device: torch.device) -> TileTable:
+    """The same from the keys: for each tile of keys the runs of query tiles, in rows of the call."""
+    q_block, kv_block = tiling.block
+    swapped = replace(tiling, q_len=tiling.kv_len, kv_len=tiling.q_len, block=(kv_block, q_block))
+    return build_table(turned(classes), swapped, device)
 
 
 def _records(part: TileRuns, tiling: Tiling) -> tuple[Array, Array]:

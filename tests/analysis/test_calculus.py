@@ -1,4 +1,4 @@
-"""Derivatives against autograd: of every operator, of random expressions, and at the places where slopes are infinite."""
+"""Derivatives against autograd: of every operator, of random expressions, and where slopes are infinite."""
 
 from __future__ import annotations
 

@@ -20,10 +20,9 @@ from strategies import Case, affine_masks, cases
 from attndsl.codegen.names import KERNEL_NAMES
 from attndsl.codegen.placement import Statement
 from attndsl.codegen.plan import Emitted, Specialisation
-from attndsl.compiler import compile_kernel
+from attndsl.compiler import Compilation
 from attndsl.frontend.parse import parse, read
 from attndsl.ir.variant import ScalarParam, TensorParam, Variant
-from attndsl.passes.pipeline import run_passes
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 RANDOM = settings(
@@ -67,8 +66,8 @@ TEXTS = {
 USUAL = Specialisation()
 
 
-def emit(variant: Variant, spec: Specialisation = USUAL) -> Emitted:
-    return compile_kernel(run_passes(variant), "forward", spec)
+def emit(variant: Variant, spec: Specialisation = USUAL, kernel: str = "forward") -> Emitted:
+    return Compilation(variant).kernel(kernel, spec)
 
 
 def examples() -> list[Variant]:
@@ -77,7 +76,7 @@ def examples() -> list[Variant]:
 
 def kernel_of(emitted: Emitted) -> ast.FunctionDef:
     functions = (node for node in ast.parse(emitted.text).body if isinstance(node, ast.FunctionDef))
-    return next(function for function in functions if function.name == "forward")
+    return next(function for function in functions if function.name == emitted.plan.kernel)
 
 
 def names_in(*nodes: ast.AST) -> set[str]:
@@ -155,8 +154,13 @@ def test_a_formatter_and_a_linter_have_nothing_to_say(tmp_path: Path) -> None:
 @given(st.one_of(cases(tensor_offsets=True), affine_masks()), SPECIALISATIONS)
 def test_random_programs_are_python_over_known_names(case: Case, spec: Specialisation) -> None:
     emitted = emit(case.variant, spec)
-    kernel, (placed, sink) = kernel_of(emitted), (emitted.plan.placement, emitted.plan.sink)
-    statements = named(placed.program, placed.row, placed.column, placed.tile, sink.program, sink.row)
+    kernel, plan = kernel_of(emitted), emitted.plan
+    stages = (plan.placement, plan.peaks, plan.rest, plan.last)
+    statements = named(*(part.statements for part in stages)) - {"p", "ds", "divisor"}
+        "p",
+        "ds",
+        "divisor",
+    }
     arguments = {arg.arg for arg in kernel.args.args}
     helpers = {node.name for node in ast.parse(emitted.text).body if isinstance(node, ast.FunctionDef)}
     ends = {name for name in names_in(kernel) if re.fullmatch(r"(key|full)_(lo|hi)_\d", name)}
@@ -169,7 +173,7 @@ def test_random_programs_are_python_over_known_names(case: Case, spec: Specialis
 def test_full_tiles_know_nothing_of_the_mask(case: Case, spec: Specialisation) -> None:
     emitted = emit(case.variant, spec)
     allowed = {"offs_d", "offs_dv"} | ({"seen"} if emitted.plan.hides_keys else set())
-    score = named(emitted.plan.placement.full_column, emitted.plan.placement.full_tile) | {"s"}
+    score = named(emitted.plan.placement.full_walked, emitted.plan.placement.full_tile) | {"s"}
     for loop in full_loops(emitted):
         for line in loop.body:
             if isinstance(line, ast.Assign) and names_in(*line.targets) & score:
@@ -194,10 +198,10 @@ def test_full_tiles_are_met() -> None:
 def test_what_is_free_of_the_key_is_read_before_the_loops(case: Case, spec: Specialisation) -> None:
     emitted = emit(case.variant, spec)
     placed = emitted.plan.placement
-    along_keys = named(placed.column, placed.tile) | {"k_tile", "v_tile", "kv_idx"}
+    along_keys = named(placed.walked, placed.tile) | {"k_tile", "v_tile", "kv_idx"}
     for _, loop in key_loops(emitted):
         stored = {node.id for node in ast.walk(loop) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-        assert not stored & named(placed.program, placed.row)
+        assert not stored & named(placed.program, placed.own)
         for load in loads_in(loop):
             assert names_in(load) & along_keys, ast.unparse(load)
 

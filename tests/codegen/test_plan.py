@@ -7,17 +7,17 @@ import pytest
 from attndsl.analysis.bounds import Strategy
 from attndsl.codegen.describe import describe
 from attndsl.codegen.names import KERNEL_NAMES, kernel_names
-from attndsl.codegen.plan import KernelPlan, Specialisation, padded, plan_forward
+from attndsl.codegen.plan import KernelPlan, Specialisation, padded
+from attndsl.compiler import Compilation
 from attndsl.diagnostics import UnsupportedError
 from attndsl.frontend.parse import parse
 from attndsl.ir.printer import print_expr
 from attndsl.ir.types import DType
-from attndsl.passes.pipeline import run_passes
 
 
 def plan(text: str, **spec: object) -> KernelPlan:
     text = text if "attention" in text else f"attention test() {{ {text} }}"
-    return plan_forward(run_passes(parse(text)[0]), Specialisation(**spec))
+    return Compilation(parse(text)[0]).kernel("forward", Specialisation(**spec)).plan
 
 
 def test_values_are_computed_where_their_axes_say() -> None:
@@ -27,9 +27,9 @@ def test_values_are_computed_where_their_axes_say() -> None:
         "  score score * slope[h] + bias[q_idx, kv_idx] }"
     )
     placed = plan(text).placement
-    names = {scope: [line.name for line in getattr(placed, scope)] for scope in ("program", "row", "column", "tile")}
-    assert names == {"program": ["slope_h"], "row": ["doc_q"], "column": ["doc_k"], "tile": ["bias_qk"]}
-    assert [line.name for line in placed.full_column + placed.full_tile] == ["bias_qk"]
+    names = {scope: [line.name for line in getattr(placed, scope)] for scope in ("program", "own", "walked", "tile")}
+    assert names == {"program": ["slope_h"], "own": ["doc_q"], "walked": ["doc_k"], "tile": ["bias_qk"]}
+    assert [line.name for line in placed.full_walked + placed.full_tile] == ["bias_qk"]
 
 
 def test_a_value_used_twice_has_one_name() -> None:

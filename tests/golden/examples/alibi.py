@@ -108,16 +108,16 @@ def forward(
         keys = start_n + offs_n
         k_tile = K + tl.cast(start_n, tl.int64) * stride_kn + k_offs
         k = tl.load(k_tile)
-        s = tl.dot(q, k) * sm_scale
+        qk = tl.dot(q, k) * sm_scale
         kv_idx = keys[None, :]
         # alibi.attn:4
-        s = s - slopes_h * (q_idx - kv_idx).to(tl.float32)
+        s = qk - slopes_h * (q_idx - kv_idx).to(tl.float32)
         m_new = tl.maximum(m_i, tl.max(s, 1))
         shift = tl.where(m_new == -INF, 0.0, m_new)
-        p = tl.exp2((s - shift[:, None]) * LOG2E)
-        alpha = tl.exp2((m_i - shift) * LOG2E)
         v_tile = V + tl.cast(start_n, tl.int64) * stride_vn + v_offs
         v = tl.load(v_tile)
+        p = tl.exp2((s - shift[:, None]) * LOG2E)
+        alpha = tl.exp2((m_i - shift) * LOG2E)
         acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None])
         l_i = l_i * alpha + tl.sum(p, 1)
         m_i = m_new
@@ -127,27 +127,27 @@ def forward(
         keys = start_n + offs_n
         k_tile = K + tl.cast(start_n, tl.int64) * stride_kn + k_offs
         k = tl.load(k_tile, mask=(keys < key_hi)[None, :], other=0.0)
-        s = tl.dot(q, k) * sm_scale
+        qk = tl.dot(q, k) * sm_scale
         kv_idx = tl.minimum(keys, kv_len - 1)[None, :]
         # alibi.attn:5
         live = kv_idx <= q_idx
         live = live & (keys < kv_len)[None, :]
         # alibi.attn:4
-        s = s - slopes_h * (q_idx - kv_idx).to(tl.float32)
+        s = qk - slopes_h * (q_idx - kv_idx).to(tl.float32)
         s = tl.where(live, s, -INF)
         m_new = tl.maximum(m_i, tl.max(s, 1))
         shift = tl.where(m_new == -INF, 0.0, m_new)
-        p = tl.exp2((s - shift[:, None]) * LOG2E)
-        alpha = tl.exp2((m_i - shift) * LOG2E)
         v_tile = V + tl.cast(start_n, tl.int64) * stride_vn + v_offs
         v = tl.load(v_tile, mask=(keys < key_hi)[:, None], other=0.0)
+        p = tl.exp2((s - shift[:, None]) * LOG2E)
+        alpha = tl.exp2((m_i - shift) * LOG2E)
         acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None])
         l_i = l_i * alpha + tl.sum(p, 1)
         m_i = m_new
 
     row_ok = offs_m < q_len
     tl.store(Max + row_base + offs_m, m_i, mask=row_ok)
-    # A row without a live key has l_i = 0: output 0, lse -inf.
+    # A row without a live key has nothing to divide by: output 0.
     out = acc / tl.where(l_i == 0.0, 1.0, l_i)[:, None]
     out_tile = Out + offs_m[:, None].to(tl.int64) * stride_om + offs_d[None, :] * stride_od
     tl.store(out_tile, out.to(Out.dtype.element_ty), mask=row_ok[:, None])

@@ -125,11 +125,11 @@ def forward(
             s = tl.where(live, s, -INF)
             m_new = tl.maximum(m_i, tl.max(s, 1) * sm_scale)
             shift = tl.where(m_new == -INF, 0.0, m_new)
-            p = tl.exp2(s * qk_scale - (shift * LOG2E)[:, None])
-            alpha = tl.exp2((m_i - shift) * LOG2E)
             v_tile = V + tl.cast(start_n, tl.int64) * stride_vn + v_offs
             v = tl.load(v_tile, mask=(keys < kv_len)[:, None], other=0.0)
-            # A key that no query of the tile sees stays out of the product, whatever its value holds.
+            p = tl.exp2(s * qk_scale - (shift * LOG2E)[:, None])
+            alpha = tl.exp2((m_i - shift) * LOG2E)
+            # A key that no query of the tile sees stays out of the product, whatever it holds.
             seen = tl.max((s != -INF).to(tl.int32), 0) != 0
             v = tl.where(seen[:, None], v, 0.0)
             acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None])
@@ -144,10 +144,10 @@ def forward(
             s = tl.dot(q, k)
             m_new = tl.maximum(m_i, tl.max(s, 1) * sm_scale)
             shift = tl.where(m_new == -INF, 0.0, m_new)
-            p = tl.exp2(s * qk_scale - (shift * LOG2E)[:, None])
-            alpha = tl.exp2((m_i - shift) * LOG2E)
             v_tile = V + tl.cast(start_n, tl.int64) * stride_vn + v_offs
             v = tl.load(v_tile)
+            p = tl.exp2(s * qk_scale - (shift * LOG2E)[:, None])
+            alpha = tl.exp2((m_i - shift) * LOG2E)
             acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None])
             l_i = l_i * alpha + tl.sum(p, 1)
             m_i = m_new

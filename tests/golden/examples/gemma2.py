@@ -121,20 +121,20 @@ def forward(
         keys = start_n + offs_n
         k_tile = K + tl.cast(start_n, tl.int64) * stride_kn + k_offs
         k = tl.load(k_tile, mask=((keys >= seen_lo) & (keys < key_hi))[None, :], other=0.0)
-        s = tl.dot(q, k) * sm_scale
+        qk = tl.dot(q, k) * sm_scale
         kv_idx = tl.minimum(keys, kv_len - 1)[None, :]
         # gemma2.attn:7
         live = (kv_idx <= q_idx) & (kv_idx >= row)
         live = live & (keys < kv_len)[None, :]
         # gemma2.attn:3
-        s = cap * _tanh(s / cap)
+        s = cap * _tanh(qk / cap)
         s = tl.where(live, s, -INF)
         m_new = tl.maximum(m_i, tl.max(s, 1))
         shift = tl.where(m_new == -INF, 0.0, m_new)
-        p = tl.exp2((s - shift[:, None]) * LOG2E)
-        alpha = tl.exp2((m_i - shift) * LOG2E)
         v_tile = V + tl.cast(start_n, tl.int64) * stride_vn + v_offs
         v = tl.load(v_tile, mask=((keys >= seen_lo) & (keys < key_hi))[:, None], other=0.0)
+        p = tl.exp2((s - shift[:, None]) * LOG2E)
+        alpha = tl.exp2((m_i - shift) * LOG2E)
         acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None])
         l_i = l_i * alpha + tl.sum(p, 1)
         m_i = m_new
@@ -144,15 +144,15 @@ def forward(
         keys = start_n + offs_n
         k_tile = K + tl.cast(start_n, tl.int64) * stride_kn + k_offs
         k = tl.load(k_tile)
-        s = tl.dot(q, k) * sm_scale
+        qk = tl.dot(q, k) * sm_scale
         # gemma2.attn:3
-        s = cap * _tanh(s / cap)
+        s = cap * _tanh(qk / cap)
         m_new = tl.maximum(m_i, tl.max(s, 1))
         shift = tl.where(m_new == -INF, 0.0, m_new)
-        p = tl.exp2((s - shift[:, None]) * LOG2E)
-        alpha = tl.exp2((m_i - shift) * LOG2E)
         v_tile = V + tl.cast(start_n, tl.int64) * stride_vn + v_offs
         v = tl.load(v_tile)
+        p = tl.exp2((s - shift[:, None]) * LOG2E)
+        alpha = tl.exp2((m_i - shift) * LOG2E)
         acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None])
         l_i = l_i * alpha + tl.sum(p, 1)
         m_i = m_new
@@ -162,20 +162,20 @@ def forward(
         keys = start_n + offs_n
         k_tile = K + tl.cast(start_n, tl.int64) * stride_kn + k_offs
         k = tl.load(k_tile, mask=((keys >= seen_lo) & (keys < key_hi))[None, :], other=0.0)
-        s = tl.dot(q, k) * sm_scale
+        qk = tl.dot(q, k) * sm_scale
         kv_idx = tl.minimum(keys, kv_len - 1)[None, :]
         # gemma2.attn:7
         live = (kv_idx <= q_idx) & (kv_idx >= row)
         live = live & (keys < kv_len)[None, :]
         # gemma2.attn:3
-        s = cap * _tanh(s / cap)
+        s = cap * _tanh(qk / cap)
         s = tl.where(live, s, -INF)
         m_new = tl.maximum(m_i, tl.max(s, 1))
         shift = tl.where(m_new == -INF, 0.0, m_new)
-        p = tl.exp2((s - shift[:, None]) * LOG2E)
-        alpha = tl.exp2((m_i - shift) * LOG2E)
         v_tile = V + tl.cast(start_n, tl.int64) * stride_vn + v_offs
         v = tl.load(v_tile, mask=((keys >= seen_lo) & (keys < key_hi))[:, None], other=0.0)
+        p = tl.exp2((s - shift[:, None]) * LOG2E)
+        alpha = tl.exp2((m_i - shift) * LOG2E)
         acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None])
         l_i = l_i * alpha + tl.sum(p, 1)
         m_i = m_new

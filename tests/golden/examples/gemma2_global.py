@@ -116,14 +116,14 @@ def forward(
         keys = start_n + offs_n
         k_tile = K + tl.cast(start_n, tl.int64) * stride_kn + k_offs
         k = tl.load(k_tile)
-        s = tl.dot(q, k) * sm_scale
+        qk = tl.dot(q, k) * sm_scale
         # gemma2.attn:3
-        s = cap * _tanh(s / cap)
+        s = cap * _tanh(qk / cap)
         m_new = tl.maximum(m_i, tl.max(s, 1))
-        p = tl.exp2((s - m_new[:, None]) * LOG2E)
-        alpha = tl.exp2((m_i - m_new) * LOG2E)
         v_tile = V + tl.cast(start_n, tl.int64) * stride_vn + v_offs
         v = tl.load(v_tile)
+        p = tl.exp2((s - m_new[:, None]) * LOG2E)
+        alpha = tl.exp2((m_i - m_new) * LOG2E)
         acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None])
         l_i = l_i * alpha + tl.sum(p, 1)
         m_i = m_new
@@ -133,19 +133,19 @@ def forward(
         keys = start_n + offs_n
         k_tile = K + tl.cast(start_n, tl.int64) * stride_kn + k_offs
         k = tl.load(k_tile, mask=(keys < key_hi)[None, :], other=0.0)
-        s = tl.dot(q, k) * sm_scale
+        qk = tl.dot(q, k) * sm_scale
         kv_idx = tl.minimum(keys, kv_len - 1)[None, :]
         # gemma2.attn:12
         live = kv_idx <= q_idx
         live = live & (keys < kv_len)[None, :]
         # gemma2.attn:3
-        s = cap * _tanh(s / cap)
+        s = cap * _tanh(qk / cap)
         s = tl.where(live, s, -INF)
         m_new = tl.maximum(m_i, tl.max(s, 1))
-        p = tl.exp2((s - m_new[:, None]) * LOG2E)
-        alpha = tl.exp2((m_i - m_new) * LOG2E)
         v_tile = V + tl.cast(start_n, tl.int64) * stride_vn + v_offs
         v = tl.load(v_tile, mask=(keys < key_hi)[:, None], other=0.0)
+        p = tl.exp2((s - m_new[:, None]) * LOG2E)
+        alpha = tl.exp2((m_i - m_new) * LOG2E)
         acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None])
         l_i = l_i * alpha + tl.sum(p, 1)
         m_i = m_new

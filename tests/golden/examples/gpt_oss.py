@@ -123,10 +123,10 @@ def forward(
         s = tl.where(live, s, -INF)
         m_new = tl.maximum(m_i, tl.max(s, 1) * sm_scale)
         shift = tl.where(m_new == -INF, 0.0, m_new)
-        p = tl.exp2(s * qk_scale - (shift * LOG2E)[:, None])
-        alpha = tl.exp2((m_i - shift) * LOG2E)
         v_tile = V + tl.cast(start_n, tl.int64) * stride_vn + v_offs
         v = tl.load(v_tile, mask=((keys >= seen_lo) & (keys < key_hi))[:, None], other=0.0)
+        p = tl.exp2(s * qk_scale - (shift * LOG2E)[:, None])
+        alpha = tl.exp2((m_i - shift) * LOG2E)
         acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None])
         l_i = l_i * alpha + tl.sum(p, 1)
         m_i = m_new
@@ -139,10 +139,10 @@ def forward(
         s = tl.dot(q, k)
         m_new = tl.maximum(m_i, tl.max(s, 1) * sm_scale)
         shift = tl.where(m_new == -INF, 0.0, m_new)
-        p = tl.exp2(s * qk_scale - (shift * LOG2E)[:, None])
-        alpha = tl.exp2((m_i - shift) * LOG2E)
         v_tile = V + tl.cast(start_n, tl.int64) * stride_vn + v_offs
         v = tl.load(v_tile)
+        p = tl.exp2(s * qk_scale - (shift * LOG2E)[:, None])
+        alpha = tl.exp2((m_i - shift) * LOG2E)
         acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None])
         l_i = l_i * alpha + tl.sum(p, 1)
         m_i = m_new
@@ -160,10 +160,10 @@ def forward(
         s = tl.where(live, s, -INF)
         m_new = tl.maximum(m_i, tl.max(s, 1) * sm_scale)
         shift = tl.where(m_new == -INF, 0.0, m_new)
-        p = tl.exp2(s * qk_scale - (shift * LOG2E)[:, None])
-        alpha = tl.exp2((m_i - shift) * LOG2E)
         v_tile = V + tl.cast(start_n, tl.int64) * stride_vn + v_offs
         v = tl.load(v_tile, mask=((keys >= seen_lo) & (keys < key_hi))[:, None], other=0.0)
+        p = tl.exp2(s * qk_scale - (shift * LOG2E)[:, None])
+        alpha = tl.exp2((m_i - shift) * LOG2E)
         acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None])
         l_i = l_i * alpha + tl.sum(p, 1)
         m_i = m_new
@@ -175,10 +175,11 @@ def forward(
     sink_i = sink_h
     m_new = tl.maximum(m_i, sink_i)
     alpha = tl.exp2((m_i - m_new) * LOG2E)
-    l_i = l_i * alpha + tl.exp2((sink_i - m_new) * LOG2E)
+    l_i = l_i * alpha
     acc = acc * alpha[:, None]
     m_i = m_new
-    out = acc / l_i[:, None]
+    row_1 = tl.exp2((sink_h - m_i) * LOG2E) + l_i
+    out = acc / row_1[:, None]
     out_tile = Out + offs_m[:, None].to(tl.int64) * stride_om + offs_d[None, :] * stride_od
     tl.store(out_tile, out.to(Out.dtype.element_ty), mask=row_ok[:, None])
-    tl.store(Lse + row_base + offs_m, m_i + tl.log(l_i), mask=row_ok)
+    tl.store(Lse + row_base + offs_m, m_i + tl.log(row_1), mask=row_ok)

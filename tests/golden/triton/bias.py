@@ -108,21 +108,21 @@ def forward(
         keys = start_n + offs_n
         k_tile = K + tl.cast(start_n, tl.int64) * stride_kn + k_offs
         k = tl.load(k_tile, mask=(offs_d[:, None] < 96), other=0.0)
-        s = tl.dot(q, k, input_precision="ieee") * sm_scale
+        qk = tl.dot(q, k, input_precision="ieee") * sm_scale
         kv_idx = keys[None, :]
         # golden.attn:1
         bias_hqk = tl.load(
             bias + b * stride_bias_0 + h * stride_bias_1 + q_idx * stride_bias_2 + kv_idx * stride_bias_3
         ).to(tl.float32)
         # golden.attn:1
-        s = s + bias_hqk
+        s = qk + bias_hqk
         m_new = tl.maximum(m_i, tl.max(s, 1))
         shift = tl.where(m_new == -INF, 0.0, m_new)
-        p = tl.exp2((s - shift[:, None]) * LOG2E)
-        alpha = tl.exp2((m_i - shift) * LOG2E)
         v_tile = V + tl.cast(start_n, tl.int64) * stride_vn + v_offs
         v = tl.load(v_tile, mask=(offs_d[None, :] < 96), other=0.0)
-        # A key that no query of the tile sees stays out of the product, whatever its value holds.
+        p = tl.exp2((s - shift[:, None]) * LOG2E)
+        alpha = tl.exp2((m_i - shift) * LOG2E)
+        # A key that no query of the tile sees stays out of the product, whatever it holds.
         seen = tl.max((s != -INF).to(tl.int32), 0) != 0
         v = tl.where(seen[:, None], v, 0.0)
         acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision="ieee")
@@ -134,7 +134,7 @@ def forward(
         keys = start_n + offs_n
         k_tile = K + tl.cast(start_n, tl.int64) * stride_kn + k_offs
         k = tl.load(k_tile, mask=(keys < kv_len)[None, :] & (offs_d[:, None] < 96), other=0.0)
-        s = tl.dot(q, k, input_precision="ieee") * sm_scale
+        qk = tl.dot(q, k, input_precision="ieee") * sm_scale
         kv_idx = tl.minimum(keys, kv_len - 1)[None, :]
         # golden.attn:1
         bias_hqk = tl.load(
@@ -142,15 +142,15 @@ def forward(
         ).to(tl.float32)
         live = (keys < kv_len)[None, :]
         # golden.attn:1
-        s = s + bias_hqk
+        s = qk + bias_hqk
         s = tl.where(live, s, -INF)
         m_new = tl.maximum(m_i, tl.max(s, 1))
         shift = tl.where(m_new == -INF, 0.0, m_new)
-        p = tl.exp2((s - shift[:, None]) * LOG2E)
-        alpha = tl.exp2((m_i - shift) * LOG2E)
         v_tile = V + tl.cast(start_n, tl.int64) * stride_vn + v_offs
         v = tl.load(v_tile, mask=(keys < kv_len)[:, None] & (offs_d[None, :] < 96), other=0.0)
-        # A key that no query of the tile sees stays out of the product, whatever its value holds.
+        p = tl.exp2((s - shift[:, None]) * LOG2E)
+        alpha = tl.exp2((m_i - shift) * LOG2E)
+        # A key that no query of the tile sees stays out of the product, whatever it holds.
         seen = tl.max((s != -INF).to(tl.int32), 0) != 0
         v = tl.where(seen[:, None], v, 0.0)
         acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision="ieee")
@@ -159,7 +159,7 @@ def forward(
 
     row_ok = offs_m < q_len
     tl.store(Max + row_base + offs_m, m_i, mask=row_ok)
-    # A row without a live key has l_i = 0: output 0, lse -inf.
+    # A row without a live key has nothing to divide by: output 0.
     out = acc / tl.where(l_i == 0.0, 1.0, l_i)[:, None]
     out_tile = Out + offs_m[:, None].to(tl.int64) * stride_om + offs_d[None, :] * stride_od
     tl.store(out_tile, out.to(Out.dtype.element_ty), mask=row_ok[:, None] & (offs_d[None, :] < 96))

@@ -148,7 +148,7 @@ def forward(
             keys = start_n + offs_n.to(tl.int64)
             k_tile = K + tl.cast(start_n, tl.int64) * stride_kn + k_offs
             k = tl.load(k_tile, mask=(keys < kv_len)[None, :] & (offs_d[:, None] < 80), other=0.0)
-            s = tl.dot(q, k) * sm_scale
+            qk = tl.dot(q, k) * sm_scale
             kv_idx = tl.minimum(keys, kv_len - 1)[None, :]
             # golden.attn:1
             col = _mod(kv_idx, 5)
@@ -162,15 +162,15 @@ def forward(
             live = term & (row_1 != col)
             live = live & (keys < kv_len)[None, :]
             # golden.attn:1
-            s = tl.where(kv_idx >= row_2, s + table_hqk, s)
+            s = tl.where(kv_idx >= row_2, qk + table_hqk, qk)
             s = tl.where(live, s, -INF)
             m_new = tl.maximum(m_i, tl.max(s, 1))
             shift = tl.where(m_new == -INF, 0.0, m_new)
-            p = tl.exp2((s - shift[:, None]) * LOG2E)
-            alpha = tl.exp2((m_i - shift) * LOG2E)
             v_tile = V + tl.cast(start_n, tl.int64) * stride_vn + v_offs
             v = tl.load(v_tile, mask=(keys < kv_len)[:, None] & (offs_d[None, :] < 72), other=0.0)
-            # A key that no query of the tile sees stays out of the product, whatever its value holds.
+            p = tl.exp2((s - shift[:, None]) * LOG2E)
+            alpha = tl.exp2((m_i - shift) * LOG2E)
+            # A key that no query of the tile sees stays out of the product, whatever it holds.
             seen = tl.max((s != -INF).to(tl.int32), 0) != 0
             v = tl.where(seen[:, None], v, 0.0)
             acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None])
@@ -182,7 +182,7 @@ def forward(
             keys = start_n + offs_n.to(tl.int64)
             k_tile = K + tl.cast(start_n, tl.int64) * stride_kn + k_offs
             k = tl.load(k_tile, mask=(offs_d[:, None] < 80), other=0.0)
-            s = tl.dot(q, k) * sm_scale
+            qk = tl.dot(q, k) * sm_scale
             kv_idx = keys[None, :]
             # golden.attn:1
             table_hqk = tl.load(
@@ -191,14 +191,14 @@ def forward(
                 + tl.minimum(tl.maximum(q_idx - kv_idx, 0), size_table_1 - 1) * stride_table_1
             ).to(tl.float32)
             # golden.attn:1
-            s = tl.where(kv_idx >= row_2, s + table_hqk, s)
+            s = tl.where(kv_idx >= row_2, qk + table_hqk, qk)
             m_new = tl.maximum(m_i, tl.max(s, 1))
             shift = tl.where(m_new == -INF, 0.0, m_new)
-            p = tl.exp2((s - shift[:, None]) * LOG2E)
-            alpha = tl.exp2((m_i - shift) * LOG2E)
             v_tile = V + tl.cast(start_n, tl.int64) * stride_vn + v_offs
             v = tl.load(v_tile, mask=(offs_d[None, :] < 72), other=0.0)
-            # A key that no query of the tile sees stays out of the product, whatever its value holds.
+            p = tl.exp2((s - shift[:, None]) * LOG2E)
+            alpha = tl.exp2((m_i - shift) * LOG2E)
+            # A key that no query of the tile sees stays out of the product, whatever it holds.
             seen = tl.max((s != -INF).to(tl.int32), 0) != 0
             v = tl.where(seen[:, None], v, 0.0)
             acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None])
@@ -218,11 +218,12 @@ def forward(
     m_new = tl.maximum(m_i, sink_i)
     shift = tl.where(m_new == -INF, 0.0, m_new)
     alpha = tl.exp2((m_i - shift) * LOG2E)
-    l_i = l_i * alpha + tl.exp2((sink_i - shift) * LOG2E)
+    l_i = l_i * alpha
     acc = acc * alpha[:, None]
-    m_i = m_new
-    # A row without a live key has l_i = 0: output 0, lse -inf.
-    out = acc / tl.where(l_i == 0.0, 1.0, l_i)[:, None]
+    m_i = shift
+    divisor = tl.exp2((sink_hq - m_i) * LOG2E) + l_i
+    # A row without a live key has nothing to divide by: output 0.
+    out = acc / tl.where(divisor == 0.0, 1.0, divisor)[:, None]
     out_tile = Out + offs_m[:, None].to(tl.int64) * stride_om + offs_d[None, :] * stride_od
     tl.store(out_tile, out.to(Out.dtype.element_ty), mask=row_ok[:, None] & (offs_d[None, :] < 72))
-    tl.store(Lse + row_base + offs_m, m_i + tl.log(l_i), mask=row_ok)
+    tl.store(Lse + row_base + offs_m, m_i + tl.log(divisor), mask=row_ok)

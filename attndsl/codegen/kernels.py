@@ -1,0 +1,263 @@
+"""The kernels of a variant: what each of them computes.
+
+In: a variant after its passes, what was derived of it, and a `Specialisation`. Out: a `KernelPlan` for each.
+
+    forward        statistics and output of a row, in one pass over the keys where they stream
+    statistics     the statistics alone, where the output needs all of them first
+    backward_rows  further sums of a row that its derivative needs
+    backward_dq    the gradient of q, and of captures that are alike along the keys
+    backward_dkv   the gradients of k and v, and of captures that are alike along the queries
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from attndsl.analysis.axes import axes_of
+from attndsl.analysis.backward import Backward, differentiate
+from attndsl.analysis.bounds import choose_strategy
+from attndsl.analysis.calculus import cotangents
+from attndsl.analysis.natural import natural_divisions
+from attndsl.analysis.proofs import row_proofs
+from attndsl.analysis.streaming import Kind, Refusal, Statistic, Streaming, stream
+from attndsl.analysis.structure import Structure, structure_of
+from attndsl.codegen.names import kernel_names
+from attndsl.codegen.placement import Placer, Scope, Side, origin_of, scope_of
+from attndsl.codegen.plan import KernelPlan, Operand, Product, Specialisation, branch_loads, is_maximum, used_params
+from attndsl.codegen.walk import KeyWalk, plan_query_walk, plan_walk
+from attndsl.diagnostics import CallError, UnsupportedError, fail
+from attndsl.ir import build
+from attndsl.ir.nodes import Apply, Expr, Load, RowValue
+from attndsl.ir.ops import Op
+from attndsl.ir.rewrite import postorder, substitute
+from attndsl.ir.variant import Variant
+
+FINAL_SCORE = "s"
+"""The name of the final score of a pair in every kernel."""
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """What is derived of a variant, once for all its kernels.
+
+    `program` is the variant after its passes, `transpose` makes its mask as keys see it (`passes.transpose_mask`).
+    """
+
+    program: Variant
+    transpose: Callable[[], Expr]
+
+    @cached_property
+    def transposed_mask(self) -> Expr:
+        return self.transpose()
+
+    @cached_property
+    def streaming(self) -> Streaming:
+        found = stream(self.program)
+        if isinstance(found, Refusal):
+            raise UnsupportedError(found.reasons)
+        return found
+
+    @cached_property
+    def derivative(self) -> Backward | Refusal:
+        return differentiate(self.program, self.streaming)
+
+    @property
+    def backward(self) -> Backward:
+        if isinstance(self.derivative, Refusal):
+            raise UnsupportedError(self.derivative.reasons)
+        return self.derivative
+
+    @property
+    def maximum(self) -> str:
+        """The name of the row value that holds the largest score; of its own where no statistic is one."""
+        return next((part.name for part in self.streaming.statistics if is_maximum(part)), "peak")
+
+    @property
+    def statistics_kernels(self) -> tuple[str, ...]:
+        """One for each pass over the keys before the one that sums the output."""
+        alone = self.streaming.passes[:-1] if self.streaming.terms else self.streaming.passes
+        return tuple(f"statistics_{number}" if number else "statistics" for number, _ in enumerate(alone))
+
+    @property
+    def backward_kernels(self) -> tuple[str, ...]:
+        """Those the derivative takes; asks for the derivative only where one is known."""
+        rows = ("backward_rows",) if self.backward.sums else ()
+        return (*rows, "backward_dq", "backward_dkv")
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """The names of all kernels, in the order they run."""
+        has_backward = isinstance(self.derivative, Backward)
+        return (*self.statistics_kernels, "forward", *(self.backward_kernels if has_backward else ()))
+
+    @cached_property
+    def final(self) -> Expr:
+        """The final score as later expressions read it: the score expression itself, which a kernel has named."""
+        score = self.program.score
+        return score if scope_of(axes_of(score)) is Scope.TILE else build.SCORE
+
+    def over_products(self, expr: Expr) -> Expr:
+        """An expression over the final score as one over the scaled product."""
+        return substitute(expr, {build.SCORE: self.final})
+
+    @cached_property
+    def cotangents(self) -> dict[Expr, Expr]:
+        """Derivatives, pair by pair, by the scaled product (`build.SCORE`) and by every float element that is read."""
+        program, backward = self.program, self.backward
+        loads = tuple(_float_loads(program.score))
+        found = dict(cotangents(program.score, self.over_products(backward.dscore), (build.SCORE, *loads)))
+        for load, value in backward.dloads:
+            more = self.over_products(value)
+            found[load] = build.apply(Op.ADD, found[load], more) if load in found else more
+        return found
+
+    def captured(self, spec: Specialisation, structure: Structure) -> dict[str, Load]:
+        """The elements of the tensors whose gradients are asked for, of one structure, by the names of their sums."""
+        loads = (load for load in self.cotangents if isinstance(load, Load) and load.tensor in spec.gradients)
+        found = (load for load in loads if structure_of(load) is structure)
+        return {f"d_{load.tensor}_{number}": load for number, load in enumerate(found)}
+
+
+def plan_kernel(derivation: Derivation, name: str, spec: Specialisation) -> KernelPlan:
+    """The plan of one of `derivation.kernels`; refused with all reasons when the variant is outside what kernels do."""
+    if name == "forward":
+        return _forward(derivation, spec)
+    if name in derivation.statistics_kernels:
+        number = derivation.statistics_kernels.index(name)
+        statistics = _over_products(derivation, derivation.streaming.passes[number])
+        return _planned(derivation, name, spec, Side.QUERIES, statistics)
+    if name in derivation.backward_kernels:
+        return _BACKWARD[name](derivation, spec)
+    known = ", ".join(f"`{kernel}`" for kernel in derivation.kernels)
+    raise fail(CallError, "unknown-kernel", f"there is no kernel `{name}`", None, help=f"the kernels are {known}")
+
+
+def _forward(derivation: Derivation, spec: Specialisation) -> KernelPlan:
+    streaming = derivation.streaming
+    final = derivation.over_products
+    peak = (Statistic("peak", Kind.MAX, derivation.final),) if derivation.maximum == "peak" else ()
+    if not streaming.terms:
+        products = (Product("acc", final(streaming.weight), Operand.VALUE),)
+        return _planned(derivation, "forward", spec, Side.QUERIES, peak, products)
+    online = tuple(
+        Product(f"acc_{number}" if number else "acc", final(term.value), Operand.VALUE, term.rescale)
+        for number, term in enumerate(streaming.terms)
+    )
+    statistics = (*peak, *_over_products(derivation, streaming.passes[-1] if streaming.passes else ()))
+    at_end = (*(term.factor for term in streaming.terms), *(() if streaming.lse is None else (streaming.lse,)))
+    return _planned(derivation, "forward", spec, Side.QUERIES, statistics, online, at_end)
+
+
+def _backward_rows(derivation: Derivation, spec: Specialisation) -> KernelPlan:
+    sums = tuple(Statistic(formula.name, Kind.SUM, formula.value) for formula in derivation.backward.sums)
+    return _planned(derivation, "backward_rows", spec, Side.QUERIES, _over_products(derivation, sums))
+
+
+def _backward_dq(derivation: Derivation, spec: Specialisation) -> KernelPlan:
+    sums = _gradient_sums(derivation, spec, Structure.ROW)
+    product = Product("dq", derivation.cotangents[build.SCORE], Operand.KEY)
+    return _planned(derivation, "backward_dq", spec, Side.QUERIES, sums, (product,))
+
+
+def _backward_dkv(derivation: Derivation, spec: Specialisation) -> KernelPlan:
+    sums = _gradient_sums(derivation, spec, Structure.COLUMN)
+    products = (
+        Product("dv", derivation.over_products(derivation.backward.weight), Operand.GRADIENT),
+        Product("dk", derivation.cotangents[build.SCORE], Operand.QUERY),
+    )
+    return _planned(derivation, "backward_dkv", spec, Side.KEYS, sums, products)
+
+
+_BACKWARD = {"backward_rows": _backward_rows, "backward_dq": _backward_dq, "backward_dkv": _backward_dkv}
+
+
+def _over_products(derivation: Derivation, statistics: tuple[Statistic, ...]) -> tuple[Statistic, ...]:
+    return tuple(replace(part, integrand=derivation.over_products(part.integrand)) for part in statistics)
+
+
+def _gradient_sums(derivation: Derivation, spec: Specialisation, structure: Structure) -> tuple[Statistic, ...]:
+    """Sums over the walk of the derivatives by captured elements."""
+    captured = derivation.captured(spec, structure)
+    return tuple(Statistic(name, Kind.SUM, derivation.cotangents[load]) for name, load in captured.items())
+
+
+def _planned(
+    derivation: Derivation,
+    name: str,
+    spec: Specialisation,
+    side: Side,
+    statistics: tuple[Statistic, ...] = (),
+    products: tuple[Product, ...] = (),
+    at_end: tuple[Expr, ...] = (),
+) -> KernelPlan:
+    """The plan of a kernel that computes these."""
+    program = derivation.program
+    # Along the walk what is measured from a maximum is measured from what it grows to at the tile at hand.
+    grown: dict[Expr, Expr] = {part.value: part.grown for part in statistics if part.kind is Kind.MAX}
+    statistics = tuple(replace(part, integrand=substitute(part.integrand, grown)) for part in statistics)
+    products = tuple(replace(part, value=substitute(part.value, grown)) for part in products)
+    peaks = [part.integrand for part in statistics if part.kind is Kind.MAX]
+    rest = [*(part.value for part in products), *(part.integrand for part in statistics if part.kind is Kind.SUM)]
+    moves = [move for move in (*(p.rescale for p in products), *(s.rescale for s in statistics)) if move is not None]
+    roots = (program.mask, program.score, *peaks, *rest, *moves, *at_end)
+    known = {value.name for value in postorder(*roots) if isinstance(value, RowValue)}
+    own = {part.name for part in statistics} | {part.grown.name for part in statistics}
+    params = used_params(program, roots)
+    symbols = kernel_names((param.name for param in params), known | own)
+    hints = {part.value: _HINTS.get(part.name, "p") for part in reversed(products)}
+    placer = Placer(program, symbols, side, hints, frozenset(own), taken=known | own)
+    placement = placer.place((program.score,), (program.mask,), later=(*peaks, *rest))
+    if derivation.final is not build.SCORE:
+        placer.names[derivation.final] = FINAL_SCORE
+    sink = () if derivation.streaming.sink is None or not at_end else (derivation.streaming.sink,)
+    return KernelPlan(
+        kernel=name,
+        side=side,
+        variant=program,
+        spec=spec,
+        streaming=derivation.streaming,
+        walk=_walk(derivation, spec, side),
+        mask=program.mask,
+        score=program.score,
+        final=derivation.final,
+        statistics=statistics,
+        products=products,
+        kept=tuple(sorted(known - own)),
+        at_end=at_end,
+        params=params,
+        symbols=symbols,
+        placement=placement,
+        peaks=placer.place(peaks, later=rest),
+        rest=placer.place((*rest, *moves)),
+        last=Placer(program, symbols, side, _divisors(at_end), taken=placer.taken).place((*at_end, *sink)),
+        names=placer.names,
+        rows=row_proofs(program.mask, program.score) if spec.fast else (),
+        cheap_division=natural_divisions(roots) if spec.fast else frozenset(),
+        branch_loads=branch_loads(program.score, *peaks, *rest),
+        mask_origin=origin_of(program, program.mask),
+        score_origin=origin_of(program, program.score),
+    )
+
+
+def _divisors(values: Iterable[Expr]) -> dict[Expr, str]:
+    """What rows are divided by has a name."""
+    divided = (node for node in postorder(*values) if isinstance(node, Apply) and node.op is Op.DIV)
+    return {node.args[1]: "divisor" for node in divided if not isinstance(node.args[1], RowValue)}
+
+
+_HINTS = {"dq": "ds", "dk": "ds"}
+"""Names of the values of products; `p` for weights."""
+
+
+def _walk(derivation: Derivation, spec: Specialisation, side: Side) -> KeyWalk:
+    if side is Side.QUERIES:
+        mask = derivation.program.mask
+        return plan_walk(mask, choose_strategy(mask) if spec.strategy is None else spec.strategy)
+    mask = derivation.transposed_mask
+    return plan_query_walk(mask, choose_strategy(mask) if spec.strategy is None else spec.strategy)
+
+
+def _float_loads(score: Expr) -> Iterator[Load]:
+    return (node for node in postorder(score) if isinstance(node, Load) and node.dtype.is_float)

@@ -1,0 +1,366 @@
+"""What the Triton of every kernel has in common: statements, scores, masks and values of a tile, in its orientation.
+
+In: a `KernelPlan`. Out: lines, for the printers of kernels that walk keys (`triton_keys`) or queries
+(`triton_queries`).
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from attndsl.analysis.axes import axes_of
+from attndsl.analysis.streaming import Statistic
+from attndsl.codegen.placement import Scope, Side, Statement, scope_of
+from attndsl.codegen.plan import KernelPlan, padded
+from attndsl.codegen.proofs import header_lines
+from attndsl.codegen.triton_expr import LoadStyle, TritonPrinter
+from attndsl.codegen.triton_layout import wrapped
+from attndsl.codegen.triton_walk import WalkText
+from attndsl.ir import build
+from attndsl.ir.nodes import Apply, Expr, RowValue, Scalar, postorder
+from attndsl.ir.ops import Op
+from attndsl.ir.printer import print_variant
+from attndsl.ir.variant import ScalarParam
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """One of the loops of a walk: how it reads the two tiles it meets, and the lines of its body.
+
+    `hidden` keep what takes part in nothing out of the products; `peaks` are what maxima are taken of.
+    """
+
+    comment: str
+    start: str
+    stop: str
+    first_load: str
+    second_load: str
+    score_lines: tuple[str, ...]
+    peaks: tuple[str, ...]
+    value_lines: tuple[str, ...]
+    hidden: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class KernelPrinter(TritonPrinter):
+    """Prints expressions of a kernel: exponentials of a score less a row value as `exp2`, with the scale where it
+    joins the exponent. `rows` are the names of row values as they are kept, one element a row."""
+
+    score: Expr = build.SCORE
+    rows: Mapping[str, str] = None  # type: ignore[assignment]
+    across: str = "[:, None]"
+    scales_late: bool = False
+
+    def _tree(self, node: Expr, names: Mapping[Expr, str], loads: LoadStyle, at_root: bool = False) -> ast.expr:
+        match node:
+            case Apply(op=Op.EXP, args=(Apply(op=Op.SUB, args=(left, RowValue(name=name))),)) if (
+                at_root or node not in names
+            ):
+                if self.scales_late and left is self.score:
+                    row = self.rows.get(name, name)
+                    text = f"tl.exp2(s * qk_scale - ({row} * LOG2E){self.across})"
+                    return ast.parse(text, mode="eval").body
+                difference = self._tree(node.args[0], names, loads)
+                scaled = ast.BinOp(difference, ast.Mult(), ast.Name("LOG2E"))
+                return ast.Call(ast.parse("tl.exp2", mode="eval").body, [scaled], [])
+            case _:
+                return TritonPrinter._tree(self, node, names, loads, at_root)
+
+
+class TileText:
+    """Prints the parts of a tile. Names are those of the field: `s`, `p`, `m_i`, `l_i`, `acc`, `ds`."""
+
+    def __init__(self, plan: KernelPlan, roots: Iterable[Expr]) -> None:
+        self.plan = plan
+        is_plain = plan.score is build.SCORE
+        self.product = "s" if is_plain else "qk"
+        self.across = "[:, None]" if plan.side is Side.QUERIES else "[None, :]"
+        self.shifts = {part.grown.name: f"shift{suffix_of(part)}" for part in plan.maxima if self.guards(part)}
+        leaves: dict[Expr, str] = {build.B: "b", build.H: "h", build.Q: "q_idx", build.K: "kv_idx"}
+        leaves |= {build.Q_LEN: "q_len", build.KV_LEN: "kv_len", build.DWEIGHT: "dw"}
+        for node in postorder(*roots):
+            match node:
+                case Scalar(name=name):
+                    leaves[node] = plan.symbols[name]
+                case RowValue(name=name):
+                    leaves[node] = self.shifts.get(name, name) + self.across
+        self.printer = KernelPrinter(
+            plan.index,
+            leaves,
+            plan.symbols,
+            plan.cheap_division,
+            score=plan.final,
+            rows=self.shifts,
+            across=self.across,
+            scales_late=plan.scales_late,
+        )
+        is_separate = plan.final is build.SCORE
+        self.raw: dict[Expr, str] = {build.SCORE: self.product}
+        self.scored: dict[Expr, str] = {build.SCORE: "s" if is_separate else self.product}
+        stages = (plan.placement, plan.peaks, plan.rest)
+        self.program_names = _names(line for stage in stages for line in stage.program)
+        self.own_names = self.program_names | _names(line for stage in stages for line in stage.own)
+        self.hoisted = LoadStyle(clamped=not plan.spec.fast)
+        self.full = LoadStyle(clamped=not plan.spec.fast, unclamped=self._live_loads())
+
+    @property
+    def base(self) -> str:
+        """The dtype positions are widened to where nothing proves that 32 bits do."""
+        return "" if self.plan.spec.fast else ".to(tl.int64)"
+
+    def guards(self, part: Statistic) -> bool:
+        """Whether what is measured from a maximum must be guarded against rows that have met no live key."""
+        if part.name == "peak":
+            return False
+        return self.plan.guards_maximum or part.integrand is not self.plan.final
+
+    def _live_loads(self) -> frozenset[Expr]:
+        """The reads a full tile makes at live pairs only: in bounds by the checks made before the launch."""
+        stages = (self.plan.placement, self.plan.peaks, self.plan.rest)
+        loads = frozenset(line.value for stage in stages for line in stage.full_tile)
+        return loads - self.plan.branch_loads
+
+    def own_lines(self) -> Iterator[str]:
+        """What does not change along the walk."""
+        stages = (self.plan.placement, self.plan.peaks, self.plan.rest)
+        yield from self.statements([line for stage in stages for line in stage.program], {})
+        yield from self.own_position()
+        yield from self.statements([line for stage in stages for line in stage.own], self.program_names)
+
+    def own_position(self) -> Iterator[str]:
+        """The coordinate of what the program keeps."""
+        raise NotImplementedError
+
+    def reads(self, coordinate: Expr, *, full: bool) -> bool:
+        """Whether a tile reads a coordinate; a full one evaluates no mask."""
+        plan = self.plan
+        values = [plan.score, *plan.pair_values, *(part.integrand for part in plan.maxima)]
+        return any(node is coordinate for node in postorder(*values, *(() if full else (plan.mask,))))
+
+    def statements(
+        self,
+        statements: Iterable[Statement],
+        names: Mapping[Expr, str],
+        loads: LoadStyle | None = None,
+        indent: int = 4,
+    ) -> Iterator[str]:
+        known = dict(names)
+        origin = None
+        for line in statements:
+            if line.origin is not None and line.origin != origin:
+                yield f"# {line.origin}"
+                origin = line.origin
+            text = self.printer.text(line.value, known, loads or self.hoisted)
+            yield from wrapped(f"{line.name} = {text}", indent)
+            known[line.value] = line.name
+
+    def score_lines(self, *, full: bool, past_end: str, indent: int) -> Iterator[str]:
+        """The final score of a tile, -inf where a pair is not live, and in partial tiles `live`."""
+        plan, placement = self.plan, self.plan.placement
+        loads = self.full if full else self.hoisted
+        walked, tile = (placement.full_walked, placement.full_tile) if full else (placement.walked, placement.tile)
+        yield from self.statements((*walked, *tile), {**self.own_names, **self.raw}, loads, indent)
+        names = {**self.own_names, **self.raw, **_names((*walked, *tile))}
+        if not full:
+            yield from self._live_lines(names, past_end)
+        yield from self._final_lines(names, loads)
+        if full:
+            if plan.hides_keys and self.needs_live:
+                yield "live = s != -INF"
+            return
+        if plan.hides_keys and self.needs_live:
+            yield "live = live & (s != -INF)"
+        yield "s = tl.where(live, s, -INF)"
+
+    def _live_lines(self, names: Mapping[Expr, str], past_end: str) -> Iterator[str]:
+        if self.plan.mask is build.TRUE:
+            yield f"live = {past_end}"
+            return
+        if self.plan.mask_origin is not None:
+            yield f"# {self.plan.mask_origin}"
+        yield f"live = {self.printer.named(self.plan.mask, names, self.hoisted)}"
+        yield f"live = live & {past_end}"
+
+    def _final_lines(self, names: Mapping[Expr, str], loads: LoadStyle) -> Iterator[str]:
+        if self.plan.score is build.SCORE:
+            return
+        if self.plan.score_origin is not None:
+            yield f"# {self.plan.score_origin}"
+        score = self.printer.named(self.plan.score, names, loads)
+        if scope_of(axes_of(self.plan.score)) is not Scope.TILE:
+            score = f"tl.zeros_like({self.product}) + {score}"
+        yield f"s = {score}"
+
+    @property
+    def needs_live(self) -> bool:
+        """Whether values of pairs that are not live must be selected away."""
+        peaks = (part.integrand for part in self.plan.maxima)
+        return any(not self.vanishes(value) for value in self.plan.pair_values) or any(
+            value is not self.plan.final for value in peaks
+        )
+
+    def vanishes(self, value: Expr) -> bool:
+        """Whether a value is 0 by itself where the score is -inf."""
+        row = self.plan.base_of_exponential(value)
+        if row is None:
+            return False
+        return row.name in {part.grown.name for part in self.plan.maxima} or not self.plan.guards_rows
+
+    def value_lines(self, *, full: bool, indent: int) -> Iterator[str]:
+        """The values that are summed: those of products under the products' names (`value_names`)."""
+        rest = self.plan.rest
+        walked, tile = (rest.full_walked, rest.full_tile) if full else (rest.walked, rest.tile)
+        names = self.later_names(full=full)
+        loads = self.full if full else self.hoisted
+        yield from self.statements((*walked, *tile), names, loads, indent)
+        names |= _names((*walked, *tile))
+        has_live = not full or self.plan.hides_keys
+        for value, name in self.value_names().items():
+            text = self.printer.named(value, names, loads)
+            if has_live and not self.vanishes(value):
+                yield f"{name} = tl.where(live, {text}, 0.0)"
+            elif scope_of(axes_of(value)) is not Scope.TILE:
+                yield f"{name} = tl.zeros_like(s) + {text}"
+            elif text != name:
+                yield f"{name} = {text}"
+
+    def value_names(self) -> dict[Expr, str]:
+        """The name of every value that is summed."""
+        found: dict[Expr, str] = {}
+        for value in self.plan.pair_values:
+            placed = self.plan.names.get(value)
+            taken = {"s", "qk", "dw", *found.values()}
+            found[value] = placed if placed is not None and placed not in taken else _fresh("p", taken)
+        return found
+
+    def later_names(self, *, full: bool) -> dict[Expr, str]:
+        """The names of values after the score is known."""
+        placement, peaks = self.plan.placement, self.plan.peaks
+        lines = (
+            (*placement.full_walked, *placement.full_tile, *peaks.full_walked, *peaks.full_tile)
+            if full
+            else (*placement.walked, *placement.tile, *peaks.walked, *peaks.tile)
+        )
+        final = {} if self.plan.final is build.SCORE else {self.plan.final: "s"}
+        return {**self.own_names, **self.scored, **_names(lines), **final}
+
+    def d_mask(self, offsets: str, head_dim: int) -> tuple[str, ...]:
+        """The mask of a padded head dimension; none where it is a power of two."""
+        return () if padded(head_dim) == head_dim else (f"({offsets} < {head_dim})",)
+
+    @property
+    def offs_dv(self) -> str:
+        return "offs_d" if padded(self.plan.spec.head_dim) == padded(self.plan.spec.v_head_dim) else "offs_dv"
+
+    @property
+    def precision(self) -> str:
+        return ', input_precision="ieee"' if self.plan.spec.dtype == "fp32" else ""
+
+    def wide_integers(self, *coordinates: str) -> Iterator[str]:
+        """Integers widened where nothing proves that they fit in 32 bits."""
+        if self.plan.spec.fast:
+            return
+        integers = [
+            self.plan.symbols[p.name] for p in self.plan.params if isinstance(p, ScalarParam) and p.dtype.is_int
+        ]
+        names = (*coordinates, "tile", "q_len", "kv_len", *integers, "q_offset")
+        yield from (f"{name} = tl.cast({name}, tl.int64)" for name in names)
+
+
+def suffix_of(part: Statistic) -> str:
+    """What tells one maximum's names from another's."""
+    return part.name.removeprefix("m_i")
+
+
+def load_text(pointer: str, *masks: str) -> str:
+    """The arguments of a `tl.load` of what all the masks hold at, 0 elsewhere."""
+    return f"tl.load({pointer}, mask={' & '.join(masks)}, other=0.0)" if masks else f"tl.load({pointer})"
+
+
+def _names(statements: Iterable[Statement]) -> dict[Expr, str]:
+    return {line.value: line.name for line in statements}
+
+
+def _fresh(hint: str, taken: set[str]) -> str:
+    name, number = hint, 0
+    while name in taken:
+        number += 1
+        name = f"{hint}_{number}"
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleText:
+    """What every template sees: finished lines, nothing to decide."""
+
+    name: str
+    docstring: str
+    runtime_args: tuple[str, ...]
+    args: tuple[str, ...]
+    helpers: frozenset[str]
+    heaviest_last: bool
+    walk: WalkText
+    pad: str
+    base_lines: tuple[str, ...]
+    row_lines: tuple[str, ...]
+    regions: tuple[Region, ...]
+    end_lines: tuple[str, ...]
+    kept: tuple[tuple[str, str], ...]
+    sums: tuple[SumText, ...]
+    products: tuple[ProductText, ...]
+    block_d: int
+    block_dv: int
+    offs_dv: str
+    product: str
+    precision: str
+    scale_product: str
+    widen: str
+
+
+@dataclass(frozen=True, slots=True)
+class SumText:
+    """A sum along the walk: its name, what it is before a tile is added, and what is added."""
+
+    name: str
+    before: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProductText:
+    """An accumulator: `value` is multiplied with `factor`, which is made of the tile `operand`."""
+
+    name: str
+    width: int
+    value: str
+    operand: str
+    factor: str
+    before: str
+
+
+def docstring(plan: KernelPlan) -> str:
+    """The head of a module: what it is, the program, what is proven."""
+    spec = plan.spec
+    program = print_variant(plan.variant).replace("\\", "\\\\").replace('"""', "'''").rstrip()
+    shape = f"{spec.dtype}, head dim {spec.head_dim}" + (
+        "" if spec.v_head_dim == spec.head_dim else f" (values {spec.v_head_dim})"
+    )
+    parts = [f"Attention {TITLES.get(plan.kernel, plan.kernel)}, {shape}, generated by attndsl.", program]
+    if not spec.fast:
+        parts.append("Relies on no facts: 64-bit integers, floor division for any sign, captured reads clamped.")
+    proven = "\n".join(header_lines(plan))
+    if proven:
+        given = ", on facts checked before the launch" if spec.fast else ""
+        parts.append(f"Proven{given}:\n{proven}")
+    return '"""' + "\n\n".join(parts) + '\n"""'
+
+
+TITLES = {
+    "statistics": "statistics of the rows",
+    "backward_rows": "backward, sums over the rows",
+    "backward_dq": "backward, gradient of q",
+    "backward_dkv": "backward, gradients of k and v",
+}
+"""Kernels in words, where their names are none."""
