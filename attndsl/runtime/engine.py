@@ -34,7 +34,8 @@ class Wanted:
 class Task:
     """A backward pass: `rows` has by name what the forward kept, `Backward.sums` and `Backward.rows`, row by row.
 
-    `dout` has the shape and dtype of the output and any strides, 0 among them.
+    `dout` has the shape and dtype of the output and any strides, 0 among them. Its rows without a live key count for
+    nothing, NaN or not.
     """
 
     rows: Mapping[str, Tensor]
