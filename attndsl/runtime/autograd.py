@@ -27,7 +27,7 @@ from attndsl.runtime.launch import Rows
 from attndsl.runtime.versions import Versions, written_in_place
 
 INPUTS = ("q", "k", "v")
-USE_REFERENCE = 'use `backend="reference"`, which is differentiable any number of times'
+REFERENCE = '`backend="reference"`, which is differentiable any number of times'
 
 
 def attend(engine: Engine, call: Call) -> Rows:
@@ -100,7 +100,7 @@ def _check_differentiable(engine: Engine, learning: Collection[str]) -> None:
         if load.tensor in learning and is_indexed_by_scores(load):
             message = f"`{load.tensor}` requires grad, and which of its elements a pair reads depends on the score"
             span = engine.program.origins.first(load)
-            reporter.error("score-indexed-gradient", message, span, help=f"detach it, or {USE_REFERENCE}")
+            reporter.error("score-indexed-gradient", message, span, help=f"detach it, or use {REFERENCE}")
     reporter.check()
 
 
@@ -132,14 +132,9 @@ class _Attend(torch.autograd.Function):
             found = gradients(ctx.engine, call, rows, Cotangents(dout, dlse), wanted)
         captured = [found.captured.get(name) for name in ctx.form.captured]
         ordered = [found.q, found.k, found.v, *captured, *[None] * (count - len(INPUTS) - len(captured))]
-        # What grad mode records here, somebody means to differentiate once more.
-        return None, None, *(_once(ordered) if torch.is_grad_enabled() else ordered)
-
-
-def _once(gradients: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-    owned = (None if gradient is None else gradient.requires_grad_() for gradient in gradients)
-    found: Sequence[Tensor | None] = _Once.apply(*owned)  # type: ignore[no-untyped-call]
-    return found
+        if torch.is_grad_enabled():
+            ordered = _Once.apply(ordered, *saved[:count], dout, dlse)  # type: ignore[no-untyped-call]
+        return None, None, *ordered
 
 
 def _saved(ctx: Any) -> Sequence[Tensor]:
@@ -150,7 +145,7 @@ def _saved(ctx: Any) -> Sequence[Tensor]:
     except RuntimeError as error:
         if "modified by an inplace operation" not in str(error):
             raise
-        raise written_in_place("what an attention returned, or a view of what it was given,") from error
+        raise written_in_place("what an attention was given or returned") from error
     return saved
 
 
@@ -163,13 +158,16 @@ def _without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
 
 
 class _Once(torch.autograd.Function):
-    """Gradients that refuse to be differentiated; torch's own guard takes them for constants where `dout` is one."""
+    """Gradients that must not be differentiated, as made of other tensors.
+
+    torch's own guard joins them to nothing, and so takes them for constants where the second derivative is by inputs.
+    """
 
     @staticmethod
-    def forward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        return tuple(None if gradient is None else gradient.clone() for gradient in gradients)
+    def forward(ctx: Any, gradients: Sequence[Tensor | None], *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        return tuple(gradients)
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
         message = "kernels give gradients, but not gradients of gradients"
-        raise fail(UnsupportedError, "double-backward", message, help=f"call the attention with {USE_REFERENCE}")
+        raise fail(UnsupportedError, "double-backward", message, help=f"call the attention with {REFERENCE}")
