@@ -61,7 +61,7 @@ class DenseEngine:
         weights = torch.where(live, _value(self.streaming.weight, _with_rows(env, rows), live), 0.0)
         most = _largest(env.leaves[build.SCORE], live)
         out = weights @ _repeated(call.v, call).to(env.dtype)
-        return Rows(out.to(call.q.dtype), rows["lse"], most, {name: rows[name] for name in self.streaming.kept})
+        return Rows(out.to(call.q.dtype), rows["lse"], most, kept={name: rows[name] for name in self.streaming.kept})
 
     def sums(self, call: Call, rows: Mapping[str, Tensor], dout: Tensor) -> Mapping[str, Tensor]:
         env, live, _ = self._pairs(call)

@@ -1,6 +1,6 @@
 """A differentiable call of a backend: torch's autograd around an `Engine`.
 
-In: a checked call and the engine that runs it. Out: its `Rows`, `out` and `lse` differentiable in q, k, v and every
+In: a checked call and the engine that runs it. Out: its `Rows`, all but `max_score` differentiable in q, k, v and every
 captured float tensor that requires grad. Gradients of gradients are the reference's business, and refused here.
 
 Saved for the backward are q, k, v, captured tensors as they are, the output, and a few values a row: like torch, the
@@ -41,7 +41,8 @@ def attend(engine: Engine, call: Call) -> Rows:
     _check_differentiable(engine, form.learning([tensor.requires_grad for tensor in tensors]))
     # Autograd saves no inference tensor; nobody can tell whether one is written to, so what is saved is a copy.
     owned = (tensor.clone() if tensor.is_inference() else tensor for tensor in tensors)
-    return Rows(*_Attend.apply(engine, form, *owned))  # type: ignore[no-untyped-call]
+    out, lse, most, names, *sums = _Attend.apply(engine, form, *owned)  # type: ignore[no-untyped-call]
+    return Rows(out, lse, most, dict(zip(names, sums, strict=True)))
 
 
 def cast_by_autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,35 +106,40 @@ def _check_differentiable(engine: Engine, learning: Collection[str]) -> None:
 
 
 class _Attend(torch.autograd.Function):
-    """out, lse and max_score of a call, by an engine."""
+    """out, lse and max_score of a call, the names of its further sums, and these, by an engine."""
 
     @staticmethod
-    def forward(ctx: Any, engine: Engine, form: _Form, *tensors: Tensor) -> tuple[Tensor | None, ...]:
+    def forward(ctx: Any, engine: Engine, form: _Form, *tensors: Tensor) -> tuple[Any, ...]:
         with _without_autocast(tensors[0]):
             rows = engine.forward(form.call_of(tensors))
-        ctx.engine, ctx.form, ctx.kept = engine, form, tuple(rows.kept)
+        ctx.engine, ctx.form, ctx.sums, ctx.kept = engine, form, tuple(rows.sums), tuple(rows.kept)
         ctx.versions = Versions.of(form.names, tensors)
-        ctx.save_for_backward(*tensors, rows.out, rows.lse, rows.max_score, *rows.kept.values())
+        left = (rows.out, rows.lse, rows.max_score, *rows.sums.values())
+        ctx.save_for_backward(*tensors, *left, *rows.kept.values())
         ctx.mark_non_differentiable(rows.max_score)
         ctx.set_materialize_grads(False)
-        return rows.out, rows.lse, rows.max_score
+        return *left[:3], ctx.sums, *left[3:]
 
     @staticmethod
-    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, dout: Tensor | None, dlse: Tensor | None, _most: None, _names: None, *dsums: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         needs = ctx.needs_input_grad[2:]
-        if dout is None and dlse is None:
+        given = Cotangents(dout, dlse, dict(zip(ctx.sums, dsums, strict=True)))
+        if not given.are_any:
             return (None,) * (2 + len(needs))
         saved, count = _saved(ctx), len(needs)
         call = ctx.form.call_of(saved[:count])
-        out, lse, most, *kept = saved[count:]
-        rows = Rows(out, lse, most, dict(zip(ctx.kept, kept, strict=True)))
+        out, lse, most, *others = saved[count:]
+        sums = dict(zip(ctx.sums, others, strict=False))
+        rows = Rows(out, lse, most, sums, dict(zip(ctx.kept, others[len(sums) :], strict=True)))
         wanted = Needed(needs[0], needs[1], needs[2], ctx.form.learning(needs))
         with torch.no_grad(), _without_autocast(out):
-            found = gradients(ctx.engine, call, rows, Cotangents(dout, dlse), wanted)
+            found = gradients(ctx.engine, call, rows, given, wanted)
         captured = [found.captured.get(name) for name in ctx.form.captured]
         ordered = [found.q, found.k, found.v, *captured, *[None] * (count - len(INPUTS) - len(captured))]
         if torch.is_grad_enabled():
-            ordered = _Once.apply(ordered, *saved[:count], dout, dlse)  # type: ignore[no-untyped-call]
+            ordered = _Once.apply(ordered, *saved[:count], dout, dlse, *dsums)  # type: ignore[no-untyped-call]
         return None, None, *ordered
 
 

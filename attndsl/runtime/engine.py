@@ -34,6 +34,7 @@ class Wanted:
 class Task:
     """A backward pass: `rows` has by name what the forward kept, `Backward.sums` and `Backward.rows`, row by row.
 
+    It also has the gradients of row outputs, under the names of these after a `d`: `dlse`, `dentropy`.
     `dout` has the shape and dtype of the output and any strides, 0 among them. Its rows without a live key count for
     nothing, NaN or not.
     """
@@ -82,7 +83,7 @@ class Engine(Protocol):
         """How the variant is differentiated."""
 
     def forward(self, call: Call) -> Rows:
-        """The output and the rows; `kept` holds the row values the streaming form keeps."""
+        """The output and the rows; `kept` holds the row values that `derivative` reads, names in `sums` left out."""
 
     def sums(self, call: Call, rows: Mapping[str, Tensor], dout: Tensor) -> Mapping[str, Tensor]:
         """The row sums `Backward.sums` asks for, by name; not called where it asks for none."""

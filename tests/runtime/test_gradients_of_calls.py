@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,9 +14,12 @@ from launches import inputs, variant
 from strategies import Case, cases
 from torch import Tensor
 
+from attndsl.analysis.backward import DELTA, DLSE, Backward, RowFormula
+from attndsl.ir import build
+from attndsl.ir.ops import Op
 from attndsl.ir.variant import Variant
 from attndsl.reference import attend as dense
-from attndsl.runtime.arguments import check_call
+from attndsl.runtime.arguments import Call, check_call
 from attndsl.runtime.autograd import attend
 from attndsl.runtime.launch import Rows
 
@@ -180,7 +184,7 @@ def test_the_same_bits_every_time() -> None:
     try:
         for name in PROGRAMS:
             subject, values = written(name)
-            tensors = tuple(t.requires_grad_() for t in inputs(batch=2, heads=6, kv_heads=3, q_len=37, kv_len=44))
+            tensors = tuple(t.requires_grad_() for t in inputs(batch=2, heads=6, kv_heads=3, q_len=13, kv_len=18))
             values, engine = leaves(values, torch.float32), DenseEngine(subject)
             seen = set()
             for threads in (1, 2, 3, 1) * 5:
@@ -191,3 +195,51 @@ def test_the_same_bits_every_time() -> None:
             assert len(seen) == 1, name
     finally:
         torch.set_num_threads(before)
+
+
+MASS, DMASS = build.row_value("mass"), build.row_value("dmass")
+FIRST = build.apply(Op.TO_FLOAT, build.apply(Op.LT, build.K, build.integer(4)))
+
+
+class Weighing(DenseEngine):
+    """Also gives the weight of the first four keys, and what comes of its gradient."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        assert isinstance(self.derivative, Backward)
+        of_mass = build.apply(Op.ADD, DELTA, build.apply(Op.MUL, DMASS, MASS))
+        net = RowFormula("net", build.apply(Op.SUB, of_mass, DLSE))
+        above = build.apply(Op.ADD, build.DWEIGHT, build.apply(Op.MUL, DMASS, FIRST))
+        dscore = build.apply(Op.MUL, self.derivative.weight, build.apply(Op.SUB, above, build.row_value("net")))
+        self.derivative = replace(self.derivative, rows=(net,), dscore=dscore)
+
+    def forward(self, call: Call) -> Rows:
+        first = torch.zeros_like(call.v)
+        first[:, :, :4] = 1
+        return replace(super().forward(call), sums={"mass": super().forward(replace(call, v=first)).out[..., 0]})
+
+
+def test_further_sums() -> None:
+    """Their gradients are row values for formulas to read; those of rows without a live key count for nothing."""
+    subject, values = written("several", "kv_idx <= q_idx and q_idx - kv_idx < 7")
+    values, engine = leaves(values), Weighing(subject)
+    tensors = tuple(
+        tensor.double().requires_grad_() for tensor in inputs(batch=2, heads=6, kv_heads=3, q_len=37, kv_len=20)
+    )
+    wanted = (*tensors, *learning(values).values())
+    rows = run(engine, values, tensors, 0)
+    first = torch.zeros_like(tensors[2])
+    first[:, :, :4] = 1
+    expected = dense(subject, values, *tensors[:2], torch.cat((tensors[2], first[..., :1]), -1), enable_gqa=True)
+    out, mass = expected.out[..., :-1], expected.out[..., -1]
+    assert_rows_close(rows.sums["mass"], mass, PRECISE)
+    found = torch.autograd.grad(loss(rows.out, rows.sums["mass"]), wanted, retain_graph=True)
+    for gradient, other in zip(found, torch.autograd.grad(loss(out, mass), wanted), strict=True):
+        assert_rows_close(gradient.reshape(1, -1), other.reshape(1, -1), PRECISE)
+    dead = rows.max_score == -torch.inf
+    assert dead.any()
+    alone, poisoned = (
+        torch.autograd.grad(rows.sums["mass"], wanted[:2], torch.where(dead, there, 1.0), retain_graph=True)
+        for there in (0.0, torch.nan)
+    )
+    assert all(torch.equal(gradient, other) for gradient, other in zip(alone, poisoned, strict=True))

@@ -12,6 +12,8 @@ from attndsl.dense import evaluate_all
 from attndsl.frontend.parse import parse
 from attndsl.ir.nodes import Load
 from attndsl.runtime.arguments import Call
+from attndsl.runtime.engine import Chunk, Pieces
+from attndsl.runtime.gradients.captures import capture_gradients
 from attndsl.runtime.gradients.diagonals import by_distance, tile_diagonals
 from attndsl.runtime.gradients.grid import Grid, grid_of
 from attndsl.runtime.gradients.scatter import add_elements, indexing
@@ -147,6 +149,17 @@ def test_diagonals_of_tiles(q_len: int, kv_len: int, block: int) -> None:
         is_there = -kv_len < distance < q_len
         expected = pairs.diagonal(-distance, 2, 3).sum(-1) if is_there else torch.zeros(2, 3, dtype=torch.float64)
         torch.testing.assert_close(sums[..., place], expected)
+
+
+def test_chunks_add_up_in_full_precision() -> None:
+    """Ones from a thousand chunks make a thousand times as many, where the tensor's own dtype stops at 256."""
+    load = load_of("clamp(q_idx * kv_idx, 0, 0)", 1)
+    where = call(values={"t": torch.zeros(1, dtype=torch.bfloat16)})
+    ones = torch.ones(BATCH, HEADS, Q_LEN, 1)
+    chunks = (Chunk(range(key % KV_LEN, key % KV_LEN + 1), {load: ones}) for key in range(1000))
+    found = capture_gradients(where, ["t"], [load], Pieces(chunks=chunks), [])
+    assert found["t"].dtype is torch.bfloat16
+    assert found["t"].item() == torch.tensor(1000.0 * ones.numel()).bfloat16().item()
 
 
 def threads(compute: Callable[[], Tensor]) -> list[Tensor]:

@@ -27,6 +27,12 @@ class Cotangents:
 
     out: Tensor | None
     lse: Tensor | None
+    sums: Mapping[str, Tensor | None]
+
+    @property
+    def are_any(self) -> bool:
+        """Whether anything was made of the call."""
+        return any(gradient is not None for gradient in (self.out, self.lse, *self.sums.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +68,8 @@ def gradients(engine: Engine, call: Call, rows: Rows, given: Cotangents, needed:
     dout = torch.zeros_like(rows.out) if given.out is None else given.out
     dead = rows.max_score == -torch.inf
     silent = dead if rows.lse is None else dead & (rows.lse == -torch.inf)
-    known = {**rows.kept, DLSE.name: torch.zeros_like(rows.max_score) if given.lse is None else given.lse.contiguous()}
+    known = {**rows.sums, **rows.kept, DLSE.name: _of_live(given.lse, silent, rows.max_score)}
+    known |= {f"d{name}": _of_live(given.sums[name], dead, rows.max_score) for name in rows.sums}
     if reads_delta(form):
         known[DELTA.name] = delta_of(rows.out, dout, dead, rows.max_score.dtype)
     if form.sums:
@@ -77,6 +84,11 @@ def gradients(engine: Engine, call: Call, rows: Rows, given: Cotangents, needed:
         _as(call.v, pieces.dv) if needed.v else None,
         capture_gradients(call, needed.captured, loads, pieces, drows),
     )
+
+
+def _of_live(gradient: Tensor | None, dead: Tensor, like: Tensor) -> Tensor:
+    """The gradient of a row output, of the rows that have one."""
+    return torch.zeros_like(like) if gradient is None else torch.where(dead, 0.0, gradient)
 
 
 def _as(tensor: Tensor, gradient: Tensor | None) -> Tensor:
