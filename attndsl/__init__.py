@@ -15,7 +15,8 @@ from attndsl.version import __version__
 
 _MATH = (
     *("abs", "bit_length", "ceil", "clamp", "cos", "erf", "exp", "exp2", "floor", "gelu", "log", "log2", "maximum"),
-    *("minimum", "round", "row_max", "row_sum", "rsqrt", "sigmoid", "silu", "sin", "sqrt", "tan", "tanh", "where"),
+    *("minimum", "round", "row_max", "row_solve", "row_sum", "rsqrt", "sigmoid", "silu", "sin", "sqrt", "tan"),
+    *("tanh", "where"),
 )
 _HOME = {
     "attndsl.attention": ("Attention", "Aux", "attention"),
@@ -32,6 +33,8 @@ _HOME = {
 }
 _MODULES = {"masks": "attndsl.library.masks", "scores": "attndsl.library.scores"}
 _MODULES["normalizers"] = "attndsl.library.normalizers"
+_MODULES["weights"] = "attndsl.library.weights"
+_MODULES["aux"] = "attndsl.row_outputs"
 _MODULES["routers"] = "attndsl.routing.routers"
 _NAMES = {name: module for module, names in _HOME.items() for name in names}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,18 +21,18 @@ from attndsl.frontend.tracing import trace
 from attndsl.ir.printer import print_variant
 from attndsl.ir.variant import Param, ScalarParam, Variant
 from attndsl.passes.pipeline import run_passes
-from attndsl.reference import Result, attend
+from attndsl.reference import Result, attend, weigh
 from attndsl.routing.given import table_of_call, table_of_plan
 from attndsl.routing.join import joins_of
 from attndsl.routing.table import BlockTable
 from attndsl.runtime import launch
-from attndsl.runtime.agreement import check_agreement
+from attndsl.runtime.agreement import check_agreement, check_weights
 from attndsl.runtime.aot import CompileReport, check_target, compile_for
 from attndsl.runtime.arguments import Call, check_call, check_plan
 from attndsl.runtime.backends import Backend, backend_named, check_kernel_shape, chosen
 from attndsl.runtime.facts import FactBook
 from attndsl.runtime.planner import BlockPlan, plan_blocks
-from attndsl.runtime.statistics import Aux, wanted_statistics
+from attndsl.runtime.statistics import Aux, Sums, wanted_statistics
 
 __all__ = ["Attention", "Aux", "Explanation", "attention"]
 
@@ -82,11 +83,11 @@ class Attention:
 
         `scale` defaults to `1/sqrt(Dk)`. `enable_gqa` lets Hkv divide Hq. `q_offset`, an int or an int tensor `(B,)`,
         is the position of the first query; positions are otherwise top-left aligned. `blocks`: a `BlockTable`, a torch
-        `BlockMask` or a router, which intersects with the mask. `return_aux`: True or names of
-        `lse`, `max_score`; then the result is `(out, Aux)`. `backend`: "triton" (GPU tensors, or any under
-        TRITON_INTERPRET=1; forward only), "reference" (dense, differentiable), or "auto": triton for GPU tensors and
-        under TRITON_INTERPRET=1, the reference for others. `check=True` also evaluates the reference and raises when
-        the two differ.
+        `BlockMask` or a router, which intersects with the mask. `return_aux`: True or a list of `"lse"`, `"max_score"`,
+        `"entropy"` and `ad.aux.mass(...)`; then the result is `(out, Aux)`. `backend`: "triton" (GPU tensors, or any
+        under TRITON_INTERPRET=1; forward only), "reference" (dense, differentiable), or "auto": triton for GPU tensors
+        and under TRITON_INTERPRET=1, the reference for others. `check=True` also evaluates the reference and raises
+        when the two differ, or where finite scores have weights that are not.
         """
         wanted = wanted_statistics(return_aux)
         asked = backend_named(backend)
@@ -106,13 +107,20 @@ class Attention:
             )
         is_dense = chosen(asked, call) is Backend.REFERENCE
         facts = self._facts.of(self._compilation.source, self._compilation.program, call)
+        sums = Sums() if wanted is None else wanted.sums(call)
+        dense = partial(self._dense, call, enable_gqa, sums)
         if is_dense:
-            result: launch.Rows | Result = self._dense(call, enable_gqa)
+            result: launch.Rows | Result = dense()
         else:
             result = attend_by_kernels(self._compilation, self._facts, call, facts)
+        if check:
+            self._check_weights(call, enable_gqa)
         if check and not is_dense:
-            self._check(result, self._dense(call, enable_gqa), q.dtype)
-        return result.out if wanted is None else (result.out, wanted.of(result.lse, result.max_score))
+            self._check(result, dense(), q.dtype)
+        if wanted is None:
+            return result.out
+        found = result.sums if isinstance(result, Result) else {}
+        return result.out, wanted.of(result.lse, result.max_score, found)
 
     def reference(
         self,
@@ -309,16 +317,32 @@ class Attention:
             if wanted is not None:
                 check_agreement(what, there, wanted, dtype)
 
-    def _dense(self, call: Call, enable_gqa: bool) -> Result:
+    def _check_weights(self, call: Call, enable_gqa: bool) -> None:
+        """Raise when finite scores have weights that are not."""
+        source = self._compilation.source
+        with torch.no_grad():
+            weighed = weigh(
+                source,
+                call.values,
+                call.q,
+                call.k,
+                scale=call.scale,
+                enable_gqa=enable_gqa,
+                q_offset=call.q_offset,
+            )
+        check_weights(source, weighed.scores, weighed.weights, call.q_offset)
+
+    def _dense(self, call: Call, enable_gqa: bool, sums: Sums) -> Result:
         return attend(
             self._compilation.source,
-            call.values,
+            {**call.values, **sums.values},
             call.q,
             call.k,
             call.v,
             scale=call.scale,
             enable_gqa=enable_gqa,
             q_offset=call.q_offset,
+            sums=sums.sums,
         )
 
 

@@ -3,25 +3,27 @@
 In: expressions and an `Env` with a tensor for every leaf. Out: a tensor for each expression, in the smallest shape that
 broadcasts to `[B, H, Nq, Nk]`: what is free of the key has size 1 along it. Integers are int64; floats have the
 environment's dtype. Nothing fails at a pair that turns out dead or in a branch not taken: out-of-range indices are
-clamped and an integer divided by zero is some integer. Everything is differentiable by autograd.
+clamped and an integer divided by zero is some integer. Everything is differentiable by autograd, any number of times.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from attndsl.guarded import call
 from attndsl.ir import build
-from attndsl.ir.nodes import Apply, Const, Expr, Load, Reduce, Scalar, children
+from attndsl.ir.binding import open_nodes
+from attndsl.ir.nodes import Apply, Const, Expr, Load, Reduce, Scalar, Solve, children
 from attndsl.ir.ops import facts
 from attndsl.ir.rewrite import postorder
 from attndsl.ir.types import DType, Reduction
 from attndsl.ir.variant import ScalarParam, Variant
+from attndsl.roots import solve_rows
 
 Value = bool | int | float | Tensor
 """What a parameter is bound to: a tensor for a tensor parameter, a number (or a 0-d tensor) for a scalar."""
@@ -90,8 +92,13 @@ def evaluate(root: Expr, env: Env) -> Tensor:
 def evaluate_all(roots: Sequence[Expr], env: Env) -> tuple[Tensor, ...]:
     """The values of several expressions; what they share is computed once."""
     known = dict(env.leaves)
+    unbound = open_nodes(*roots)
     for node in postorder(*roots):
-        if node not in known:
+        if node in known or node in unbound:
+            continue
+        if isinstance(node, Solve):
+            known[node] = _solved(node, known, env)
+        else:
             known[node] = _value(node, [known[child] for child in children(node)], env)
     return tuple(known[root] for root in roots)
 
@@ -106,11 +113,11 @@ def _value(node: Expr, operands: list[Tensor], env: Env) -> Tensor:
             return _gather(torch.as_tensor(env.values[tensor]).to(env.storage(dtype)), operands)
         case Apply(op=op, dtype=dtype):
             # The cast is for `to_float` alone: only the environment knows how wide floats are.
-            return _call(_function(facts(op).torch), operands).to(env.storage(dtype))
+            return call(_function(facts(op).torch), operands).to(env.storage(dtype))
         case Reduce(reduction=reduction, arg=arg):
             if env.live is None:
                 raise KeyError(f"{reduction.value} of {arg.dtype.value} needs to know which pairs are live")
-            return _reduce(reduction, operands[0], env.live)
+            return reduced(reduction, operands[0], env.live)
         case _:
             raise KeyError(f"the environment has no value for {node}")
 
@@ -124,7 +131,7 @@ def _gather(tensor: Tensor, indices: list[Tensor]) -> Tensor:
     return tensor[tuple(index.clamp(0, size - 1) for index, size in zip(indices, tensor.shape, strict=True))]
 
 
-def _reduce(reduction: Reduction, values: Tensor, live: Tensor) -> Tensor:
+def reduced(reduction: Reduction, values: Tensor, live: Tensor) -> Tensor:
     """A statistic over the live keys of each row; the maximum of none is -inf."""
     match reduction:
         case Reduction.MAX:
@@ -135,40 +142,38 @@ def _reduce(reduction: Reduction, values: Tensor, live: Tensor) -> Tensor:
             return torch.where(live, values, 0.0).sum(-1, keepdim=True)
 
 
-def _call(function: Callable[..., Tensor], operands: list[Tensor]) -> Tensor:
-    if torch.is_grad_enabled() and any(operand.requires_grad for operand in operands):
-        result: Tensor = _Differentiated.apply(function, *operands)  # type: ignore[no-untyped-call]
-        return result
-    return function(*operands)
+def _solved(node: Solve, known: Mapping[Expr, Tensor], env: Env) -> Tensor:
+    """The threshold of each row, as a function of the values its body reads."""
+    if env.live is None:
+        raise KeyError("row_solve needs to know which pairs are live")
+    live = env.live
+    steps = _steps(node.body)
+    read = tuple(dict.fromkeys(child for step in steps for child in children(step) if child not in steps))
+
+    def sums(threshold: Tensor, *values: Tensor) -> Tensor:
+        here = {**dict(zip(read, values, strict=True)), build.THRESHOLD: threshold}
+        for step in steps:
+            if step is not build.THRESHOLD:
+                here[step] = _value(step, [here[child] for child in children(step)], env)
+        return reduced(Reduction.SUM, here[node.body], live)
+
+    total, lower, upper = (known[part] for part in (node.total, node.lower, node.upper))
+    return solve_rows(sums, tuple(known[leaf] for leaf in read), total, lower, upper, live)
 
 
-class _Differentiated(torch.autograd.Function):
-    """A function whose gradient is 0 wherever nothing flows back to it, however singular its derivative is there.
-
-    Dead pairs and branches not taken are evaluated too, at arguments nobody meant: `0 * inf` must not reach an operand
-    that live pairs share.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, function: Callable[..., Tensor], *operands: Tensor) -> Tensor:
-        ctx.function = function
-        ctx.save_for_backward(*operands)
-        return function(*operands)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        # Operands are expanded first: what is 0 at a pair must be made so before pairs are summed.
-        needed = ctx.needs_input_grad[1:]
-        full = [operand.detach().expand(gradient.shape) for operand in ctx.saved_tensors]
-        wanted = [operand.requires_grad_() for operand, needs in zip(full, needed, strict=True) if needs]
-        with torch.enable_grad():
-            result = ctx.function(*full)
-        found = iter(torch.autograd.grad(result, wanted, gradient))
-        return None, *(
-            torch.where(gradient == 0, 0.0, next(found)).sum_to_size(operand.shape) if needs else None
-            for operand, needs in zip(ctx.saved_tensors, needed, strict=True)
-        )
+def _steps(body: Expr) -> dict[Expr, None]:
+    """What the body of a solve computes from its threshold, operands first."""
+    unbound = open_nodes(body)
+    steps: dict[Expr, None] = {}
+    stack = [(body, False)]
+    while stack:
+        node, expanded = stack.pop()
+        if expanded:
+            steps[node] = None
+        elif node in unbound and node not in steps:
+            stack.append((node, True))
+            stack.extend((child, False) for child in children(node))
+    return steps
 
 
 def floor_divide(left: Tensor, right: Tensor) -> Tensor:

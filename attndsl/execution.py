@@ -65,7 +65,7 @@ class Kernels:
         out = call.q.new_zeros((call.batch, call.heads, call.q_len, call.v_head_dim))
         found |= self._run(call, "forward", spec, {"Out": out}, found)
         kept = {name: found[name] for name in derivation.streaming.kept}
-        return Rows(out, found.get("lse"), found[derivation.maximum], kept)
+        return Rows(out, found.get("lse"), found[derivation.maximum], kept=kept)
 
     def sums(self, call: Call, rows: Mapping[str, Tensor], dout: Tensor) -> Mapping[str, Tensor]:
         """The further row sums of a backward."""

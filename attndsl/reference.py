@@ -7,8 +7,9 @@ every captured float tensor. This defines what a variant means; kernels are held
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,22 +18,38 @@ from torch import Tensor
 from attndsl.analysis.axes import axes_of
 from attndsl.dense import Env, Value, environment, evaluate, evaluate_all
 from attndsl.ir import build
-from attndsl.ir.nodes import Apply, Expr, Reduce
+from attndsl.ir.nodes import Apply, Expr, Reduce, Solve
 from attndsl.ir.ops import Op
 from attndsl.ir.rewrite import postorder
+from attndsl.ir.row_sums import RowSum
 from attndsl.ir.types import Axis, Reduction
 from attndsl.ir.variant import Variant
 
-__all__ = ["Env", "Result", "attend", "environment", "evaluate", "evaluate_all", "live_pairs"]
+__all__ = ["Env", "Result", "attend", "environment", "evaluate", "evaluate_all", "live_pairs", "weigh"]
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a call returns. `lse` (natural log) is there for softmax and its kin, where `w = exp(x - lse)`."""
+    """What a call returns. `lse` (natural log) is there for softmax and its kin, where `w = exp(x - lse)`.
+
+    `sums` are the further row sums asked for, by name.
+    """
 
     out: Tensor
     lse: Tensor | None
     max_score: Tensor
+    sums: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """What becomes of every pair of a call: `[B, H, Nq, Nk]`, scores -inf and weights 0 at dead pairs."""
+
+    env: Env
+    live: Tensor
+    scores: Tensor
+    weights: Tensor
+    lse: Tensor | None
 
 
 def live_pairs(
@@ -64,40 +81,78 @@ def attend(
     scale: float | None = None,
     enable_gqa: bool = False,
     q_offset: int | Tensor = 0,
+    sums: Sequence[RowSum] = (),
 ) -> Result:
-    """Attention of `q [B, Hq, Nq, Dk]` over `k [B, Hkv, Nk, Dk]`, `v [B, Hkv, Nk, Dv]`; out has q's dtype."""
-    if enable_gqa:
-        ratio = q.shape[1] // max(1, k.shape[1])
-        k, v = k.repeat_interleave(ratio, 1), v.repeat_interleave(ratio, 1)
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    dtype = torch.float64 if q.dtype is torch.float64 else torch.float32
-    batch, heads, q_len, kv_len = *q.shape[:3], k.shape[2]
-    env = environment(
-        variant,
-        values,
-        batch=batch,
-        heads=heads,
-        q_len=q_len,
-        kv_len=kv_len,
-        q_offset=q_offset,
-        dtype=dtype,
-        device=q.device,
-    )
-    mask = evaluate(variant.mask, env).expand(batch, heads, q_len, kv_len)
+    """Attention of `q [B, Hq, Nq, Dk]` over `k [B, Hkv, Nk, Dk]`, `v [B, Hkv, Nk, Dv]`; out has q's dtype.
 
-    # Twice: which pairs are live depends on the scores, and what only dead pairs touch must not enter the products.
-    with torch.no_grad():
-        scores = _scores(variant, env, *_cleared(q, k, mask), scale, mask)
-        live = mask & (scores != -torch.inf)
-    scores = _scores(variant, env, *_cleared(q, k, live), scale, live)
-    v = torch.where(live.any(-2)[..., None], v, 0)
+    `sums` are further outputs; the values of their parameters are among `values`.
+    """
+    with _as_written(q):
+        weighed = weigh(variant, values, q, k, scale=scale, enable_gqa=enable_gqa, q_offset=q_offset)
+        env, live = weighed.env, weighed.live
+        v = torch.where(live.any(-2)[..., None], _shared(v, q, enable_gqa), 0)
+        weights = _Rounded.apply(weighed.weights, q.dtype)  # type: ignore[no-untyped-call]
+        out = torch.where(live.any(-1)[..., None], weights @ v.to(env.dtype), 0.0)
+        most = evaluate(build.row(Reduction.MAX, build.SCORE), _scored(env, weighed.scores, live))
+        found = _row_sums(sums, weighed)
+    return Result(out.to(q.dtype), weighed.lse, most.squeeze(-1), found)
 
-    weights, lse = _normalized(variant.normalizer, env, scores, live)
-    flow = replace(env, leaves={**env.leaves, build.WEIGHT: weights})
-    weights = torch.where(live, evaluate(variant.weight, flow), 0.0)
-    out = torch.where(live.any(-1)[..., None], _Rounded.apply(weights, q.dtype) @ v.to(dtype), 0.0)  # type: ignore[no-untyped-call]
-    most = evaluate(build.row(Reduction.MAX, build.SCORE), _scored(env, scores, live))
-    return Result(out.to(q.dtype), lse, most.squeeze(-1))
+
+def weigh(
+    variant: Variant,
+    values: Mapping[str, Value],
+    q: Tensor,
+    k: Tensor,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    q_offset: int | Tensor = 0,
+) -> Weighed:
+    """The final score and the final weight of every pair."""
+    with _as_written(q):
+        k = _shared(k, q, enable_gqa)
+        scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+        dtype = torch.float64 if q.dtype is torch.float64 else torch.float32
+        batch, heads, q_len, kv_len = *q.shape[:3], k.shape[2]
+        env = environment(
+            variant,
+            values,
+            batch=batch,
+            heads=heads,
+            q_len=q_len,
+            kv_len=kv_len,
+            q_offset=q_offset,
+            dtype=dtype,
+            device=q.device,
+        )
+        mask = evaluate(variant.mask, env).expand(batch, heads, q_len, kv_len)
+
+        # Twice: which pairs are live depends on the scores, and what only dead pairs touch must not enter the products.
+        with torch.no_grad():
+            scores = _scores(variant, env, *_cleared(q, k, mask), scale, mask)
+            live = mask & (scores != -torch.inf)
+        scores = _scores(variant, env, *_cleared(q, k, live), scale, live)
+        weights, lse = _normalized(variant.normalizer, env, scores, live)
+        flow = replace(env, leaves={**env.leaves, build.WEIGHT: weights})
+        return Weighed(env, live, scores, torch.where(live, evaluate(variant.weight, flow), 0.0), lse)
+
+
+def _as_written(q: Tensor) -> AbstractContextManager[Any]:
+    """Autocasting would round the products of an oracle."""
+    known = torch.amp.is_autocast_available(q.device.type)
+    return torch.autocast(q.device.type, enabled=False) if known else nullcontext()
+
+
+def _shared(tensor: Tensor, q: Tensor, enable_gqa: bool) -> Tensor:
+    """Key heads once for each query head that reads them."""
+    return tensor.repeat_interleave(q.shape[1] // max(1, tensor.shape[1]), 1) if enable_gqa else tensor
+
+
+def _row_sums(sums: Sequence[RowSum], weighed: Weighed) -> dict[str, Tensor]:
+    env = replace(weighed.env, leaves={**weighed.env.leaves, build.WEIGHT: weighed.weights}, live=weighed.live)
+    found = evaluate_all([build.row(Reduction.SUM, one.term) for one in sums], env)
+    shape = (*weighed.live.shape[:-1], 1)
+    return {one.name: value.expand(shape).squeeze(-1) for one, value in zip(sums, found, strict=True)}
 
 
 def _cleared(q: Tensor, k: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
@@ -215,7 +270,7 @@ def _sums(expr: Expr) -> bool:
 
 
 def _is_free_of_statistics(expr: Expr) -> bool:
-    return not any(isinstance(node, Reduce) for node in postorder(expr))
+    return not any(isinstance(node, Reduce | Solve) for node in postorder(expr))
 
 
 class _Rounded(torch.autograd.Function):

@@ -58,6 +58,19 @@ attention sigmoid {
 attention squared {
     weight  weight * weight
 }
+attention drained(sink: tensor[H]) {
+    normalizer  softmax(sink = sink[h])
+}
+attention largest(k: int) {
+    normalizer  topk(k)
+}
+attention root {
+    mask    kv_idx <= q_idx
+    weight  sqrt(weight - 0.25)
+}
+attention logarithm {
+    normalizer  log(score) / row_sum(log(score))
+}
 """
 
 
@@ -84,6 +97,11 @@ def slopes(value: Any = None, **how: Any) -> Attention:
 
 def mean_of(table: Tensor) -> Callable[..., Any]:
     return lambda score, h: score + table[h] / table.shape[0]
+
+
+def first_of(table: Tensor) -> Any:
+    """A predicate without a place, which is that of this file."""
+    return eval("lambda kv_idx: table[kv_idx] == 0", {"table": table})
 
 
 order = torch.tensor([0, 1, 7, -1, 2])
@@ -115,6 +133,8 @@ CALLS: dict[str, Callable[[], Any]] = {
     "no-cpu-kernels": lambda: causal(backend="cpu"),
     "bad-aux": lambda: causal(return_aux="lse"),
     "unknown-aux": lambda: causal(return_aux=["lse", "entropy", "loss"]),
+    "unknown-aux-mass": lambda: causal(return_aux=["mass"]),
+    "index-out-of-bounds-mass": lambda: causal(return_aux=[ad.aux.mass(first_of(torch.zeros(3)))]),
     "no-lse": lambda: texts().sigmoid.bind()(*qkv(), return_aux=["lse"]),
     # Captured tensors and scalars.
     "mixed-devices-capture": lambda: slopes(torch.ones(2, device="meta"))(*qkv()),
@@ -137,6 +157,13 @@ CALLS: dict[str, Callable[[], Any]] = {
     "parameter-type-bind": lambda: slopes().bind(window=1.5, slopes=torch.ones(2, dtype=torch.int64)),
     "parameter-shape": lambda: ad.attention(score_mod=mean_of(torch.ones(4))).bind(table=torch.ones(3)),
     "sink-shape": lambda: ad.softmax(sink=torch.ones(2, 2, 2, 2, 2)),
+    "index-out-of-bounds-sink": lambda: texts().drained.bind(sink=torch.ones(1))(*qkv()),
+    "parameter-shape-bias": lambda: ad.normalizers.sigmoid(torch.ones(2, 2, 2, 2)),
+    "parameter-shape-prior": lambda: ad.normalizers.prior([1.0, 2.0]),
+    "requirement-topk": lambda: texts().largest.bind(k=6)(*qkv()),
+    "requirement-topk-none": lambda: texts().largest.bind(k=0)(*qkv()),
+    "weight-not-finite": lambda: texts().root.bind()(*qkv(), check=True),
+    "weight-not-finite-normalizer": lambda: texts().logarithm.bind()(*qkv(), check=True, q_offset=3),
     "grid-mask": lambda: ad.masks.sliding_tiles(ad.grid(y=4, x=6), (2, 2, 2), (3.5, 2)),
     "tensor-dtype": lambda: ad.attention(score_mod=mean_of(torch.ones(4, dtype=torch.complex64))),
     "unknown-attention": lambda: texts().casual,

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from attndsl.diagnostics import Reporter, Span
 from attndsl.ir import build
+from attndsl.ir.binding import open_nodes, varies_along_keys
 from attndsl.ir.nodes import Apply, Const, Expr, Load, children, with_children
 from attndsl.ir.ops import CALLS, FLOAT, Op, facts
 from attndsl.ir.order import GridOrder
@@ -161,8 +162,29 @@ class Builder:
         """`row_max(x)` or `row_sum(x)` over the live keys of the row."""
         numbers = self._numbers(reduction.value, (operand,), span)
         if numbers is None:
-            return build.real(0.0)
+            return build.SCORE
+        if numbers[0] in open_nodes(numbers[0]):
+            message = f"`{reduction.value}` of what a `row_solve` looks for"
+            self.reporter.error("nested-solve", message, span, help="take it before, of values that are known")
+            return self._float(numbers[0])
         return self._written(build.row(reduction, self._float(numbers[0])), span)
+
+    def solve(self, body: Expr, total: Expr, lower: Expr, upper: Expr, span: Span | None = None) -> Expr:
+        """The least t at which the row's sum of `body` is <= `total`; the body reads t as `build.THRESHOLD`."""
+        numbers = [self._numbers("row_solve", (part,), span) for part in (body, total, lower, upper)]
+        mistakes = len(self.reporter)
+        if body not in open_nodes(body):
+            message, help_ = "`row_solve` does not use what it looks for", "use it: `max(score - t, 0.0)`"
+            self.reporter.error("solve-without-threshold", message, span, help=help_)
+        for name, part in (("total", total), ("lower", lower), ("upper", upper)):
+            if varies_along_keys(part):
+                message = f"`{name}` of `row_solve` differs from key to key"
+                help_ = "it is one value to a row: a number, `row_max(...)`, `row_sum(...)`"
+                self.reporter.error("solve-not-of-row", message, self.origins.first(part) or span, help=help_)
+        parts = [self._float(number[0]) for number in numbers if number is not None]
+        if len(self.reporter) > mistakes or len(parts) < len(numbers):
+            return build.SCORE
+        return self._written(build.solve(*parts), span)
 
     def substitute(self, root: Expr, old: Expr, new: Expr) -> Expr:
         """The expression with one node replaced by another; what is rebuilt keeps its spans."""

@@ -7,17 +7,21 @@ one mistake is not reported again for everything built on it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from lark import Token, Tree
 
 from attndsl.diagnostics import ProgramError, Source, Span, fail
+from attndsl.frontend import prelude
 from attndsl.frontend.builder import Builder
 from attndsl.frontend.calls import bind
+from attndsl.frontend.declarations import Declarations
 from attndsl.frontend.layout import Layout, coordinate
 from attndsl.frontend.lookup import Frame, Names
-from attndsl.frontend.normalizers import softmax
+from attndsl.frontend.normalizers import REQUIREMENTS, softmax
 from attndsl.frontend.scope import FUNCTIONS, REDUCTIONS, Def, Scope, Stage, Value, suggestion
 from attndsl.frontend.syntax import MAX_NESTING, Branch, Syntax, span_of, stretch, too_deep
+from attndsl.ir import build
 from attndsl.ir.nodes import Expr
 
 MAX_CALLS = 64
@@ -27,6 +31,9 @@ MAX_STEPS = 100_000
 """Expressions looked at inside expanded functions, over a whole text."""
 
 MAX_DIGITS = 80
+
+SOLVE = "`row_solve(t: max(score - t, 0.0), total = 1.0, lower = row_max(score) - 1.0, upper = row_max(score))`"
+NESTED = "a `row_solve` stands in the body of another"
 
 
 class Expressions:
@@ -44,24 +51,26 @@ class Expressions:
         self._names = Names(builder, scope)
         self._sound = sound
         self._steps = steps
-        self._expanded: dict[tuple[Def, Stage, tuple[Value, ...]], Value] = {}
+        self._expanded: dict[tuple[Def, Stage, bool, tuple[Value, ...]], Value] = {}
 
     def read(self, tree: Syntax, frame: Frame) -> Value:
         """The value of an expression, bottom-up and without the Python stack."""
         values: list[Value] = []
-        stack: list[tuple[Syntax, int, int | None]] = [(tree, 0, None)]
+        stack: list[tuple[Syntax, Frame, int, int | None]] = [(tree, frame, 0, None)]
         while stack:
-            node, depth, arity = stack.pop()
+            node, within, depth, arity = stack.pop()
             if arity is not None:
                 first = len(values) - arity
-                values[first:] = [self._combine(node, values[first:], frame)]
+                values[first:] = [self._combine(node, values[first:], within)]
                 continue
             if depth > MAX_NESTING:
                 raise too_deep(span_of(self._source, node))
-            self._count(node, frame)
+            self._count(node, within)
             parts = _operands(node)
-            stack.append((node, depth, len(parts)))
-            stack.extend((part, depth + 1, None) for part in reversed(parts))
+            stack.append((node, within, depth, len(parts)))
+            stack.extend((part, within, depth + 1, None) for part in reversed(parts))
+            if node.data == "solve":
+                stack[-1] = (parts[0], _solving(node, within), depth + 1, None)
         return values.pop()
 
     def check_uncalled(self, function: Def) -> None:
@@ -83,6 +92,8 @@ class Expressions:
     def _value(self, tree: Syntax, values: list[Value], frame: Frame, span: Span) -> Value:
         match tree:
             case Tree(data="name", children=[Token() as name]):
+                if self._names.is_unknown(str(name), frame) and (function := prelude.function(name)) is not None:
+                    return self._from_library(function, [], [], frame, span)
                 return self._names.value(str(name), span, frame)
             case Tree(data="index"):
                 return self._names.element(_indexed(tree), values, span, frame)
@@ -90,6 +101,8 @@ class Expressions:
                 return self._call(tree, values, frame, span)
             case Tree(data="attribute"):
                 return self._attribute(tree, values, frame, span)
+            case Tree(data="solve"):
+                return self._solve(tree, values, frame, span)
         operands = _known(values)
         return None if operands is None else self._operator(tree, operands, span)
 
@@ -150,11 +163,58 @@ class Expressions:
             example = f"name one of its coordinates: `{name}(q_idx).{layout.axes[-1]}`"
             self._reporter.error("grid-without-axis", message, span, help=example)
             return None
+        if name not in FUNCTIONS and (function := prelude.function(name)) is not None:
+            return self._from_library(function, names, values, frame, span)
         if name not in FUNCTIONS:
-            help_ = suggestion(name, FUNCTIONS | self._scope.functions(frame.function) | self._scope.grids.keys())
+            known = FUNCTIONS | prelude.offered() | self._scope.functions(frame.function) | self._scope.grids.keys()
+            help_ = suggestion(name, known)
             self._reporter.error("unknown-function", f"there is no function `{name}`", span, help=help_)
             return None
         return self._builtin(name, names, values, frame, span)
+
+    def _from_library(
+        self, function: Def, names: list[str | None], values: list[Value], frame: Frame, span: Span
+    ) -> Value:
+        """A normalizer of the library, read where it is written."""
+        name = function.name
+        if frame.stage not in (Stage.NORMALIZER, Stage.LET):
+            message = f"a {frame.stage.value} does not have `{name}`"
+            self._reporter.error("wrong-stage", message, span, help=f"`{name}` exists in `normalizer` items")
+            return None
+        bound = bind(self._reporter, name, function.params, names, values, span)
+        if bound is None:
+            return None
+        if name in REQUIREMENTS:
+            REQUIREMENTS[name](self._builder, bound, span)
+        library = prelude.functions()
+        there = Expressions(self._builder, prelude.source(), Scope(library), set(library.values()), self._steps)
+        return there._expand(function, bound, span, frame)
+
+    def _solve(self, tree: Syntax, values: list[Value], frame: Frame, span: Span) -> Value:
+        """`row_solve(t: body, total = ..., lower = ..., upper = ...)`."""
+        name, bound = tree.children[:2]
+        assert isinstance(bound, Token)
+        if name != "row_solve":
+            message = f"`{name}` does not look for a `{bound}`"
+            self._reporter.error("not-a-solve", message, span, help=f"only `row_solve` does: {SOLVE}")
+            return None
+        if not self._names.offered("row_solve", span, frame):
+            return None
+        if frame.is_solved:
+            self._reporter.error("nested-solve", NESTED, span, help="name it before: `let tau = row_solve(...)`")
+            return None
+        names = [_argument_name(argument) for argument in tree.children[3:]]
+        parts = bind(self._reporter, "row_solve", ("total", "lower", "upper"), names, values[1:], span)
+        if not self._is_free(bound) or parts is None:
+            return None
+        body, total, lower, upper = values[0], parts["total"], parts["lower"], parts["upper"]
+        if body is None or total is None or lower is None or upper is None:
+            return None
+        return self._builder.solve(body, total, lower, upper, span)
+
+    def _is_free(self, bound: Token) -> bool:
+        """Whether a name may stand for what a solve looks for; it may hide any but the words of the language."""
+        return Declarations(self._source, self._reporter).accepts(bound, "threshold", ())
 
     def _attribute(self, tree: Syntax, values: list[Value], frame: Frame, span: Span) -> Value:
         """`g(q_idx).y`: a coordinate; nothing else has attributes."""
@@ -178,13 +238,16 @@ class Expressions:
                 return None
 
     def _builtin(self, name: str, names: list[str | None], values: list[Value], frame: Frame, span: Span) -> Value:
-        if name not in (*REDUCTIONS, "softmax"):
+        if name not in (*REDUCTIONS, "row_solve", "softmax"):
             if any(names):
                 message = f"`{name}` takes its arguments by position"
                 self._reporter.error("unknown-argument", message, span, help="leave the names of the arguments out")
             operands = _known(values)
             return None if operands is None else self._builder.call(name, operands, span)
         if not self._names.offered(name, span, frame) or _known(values) is None:
+            return None
+        if name == "row_solve":
+            self._reporter.error("wrong-arity", "`row_solve` names what it looks for", span, help=f"write {SOLVE}")
             return None
         params = ("sink",) if name == "softmax" else ("x",)
         bound = bind(self._reporter, name, params, names, values, span) if values or name in REDUCTIONS else {}
@@ -204,9 +267,9 @@ class Expressions:
         if frame.level >= MAX_CALLS:
             message = f"functions call each other more than {MAX_CALLS} levels deep"
             raise fail(ProgramError, "nesting-too-deep", message, span, help="put the steps into one function")
-        key = (function, frame.stage, arguments)
+        key = (function, frame.stage, frame.is_solved, arguments)
         if key not in self._expanded:
-            inner = Frame(frame.stage, function, bound, frame.level + 1)
+            inner = Frame(frame.stage, function, bound, frame.level + 1, frame.is_solved)
             self._expanded[key] = self.read(function.body, inner)
         return self._expanded[key]
 
@@ -226,12 +289,19 @@ def _operands(tree: Syntax) -> list[Syntax]:
             return _indices(tree)
         case Tree(data="call"):
             return [_argument(child) for child in tree.children if isinstance(child, Tree)]
+        case Tree(data="solve"):
+            return [_argument(child) for child in tree.children[2:] if isinstance(child, Tree)]
         case Tree(data="attribute", children=[Tree(data="call") as call, _]):
             return _operands(call)
         case Tree(data="attribute"):
             return []
         case _:
             return [child for child in tree.children if isinstance(child, Tree)]
+
+
+def _solving(tree: Syntax, frame: Frame) -> Frame:
+    """The frame of the body of a row solve: its name stands for what is looked for."""
+    return replace(frame, arguments={**frame.arguments, str(tree.children[1]): build.THRESHOLD}, is_solved=True)
 
 
 def _indices(tree: Syntax) -> list[Syntax]:

@@ -30,12 +30,16 @@ from attndsl.ir.variant import ScalarParam, TensorParam
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Where an expression is being read: its stage, and the function being expanded with its arguments."""
+    """Where an expression is being read: its stage, and the function being expanded with its arguments.
+
+    `is_solved`: in the body of a row solve, the name it binds being one of the arguments.
+    """
 
     stage: Stage
     function: Def | None = None
     arguments: Mapping[str, Value] = field(default_factory=dict)
     level: int = 0
+    is_solved: bool = False
 
     @property
     def sees_body(self) -> bool:
@@ -116,6 +120,12 @@ class Names:
         help_ = f"write `{name}[{', '.join(param.dims)}]` with a position for each dimension"
         self._reporter.error("tensor-without-index", message, span, help=help_)
         return None
+
+    def is_unknown(self, name: str, frame: Frame) -> bool:
+        """Whether a text has nothing at all of that name here."""
+        if name in frame.arguments or name in FUNCTIONS or self._is_known(name, frame):
+            return False
+        return self._scope.function(name, frame.function) is None and name not in self._scope.grids
 
     def _is_known(self, name: str, frame: Frame) -> bool:
         return name in self._scope.names(frame.function)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from attndsl.diagnostics import ProgramError, fail
+from attndsl.diagnostics import DiagnosticError, ProgramError, fail
 from attndsl.frontend.symbols import Symbol, symbols_in
 from attndsl.ir.types import Reduction
 
@@ -109,12 +109,30 @@ def row_sum(x: Any) -> Symbol:
     return _row(Reduction.SUM, x)
 
 
+def row_solve(body: Callable[[Any], Any], *, total: Any, lower: Any, upper: Any) -> Symbol:
+    """The least t at which the sum of `body(t)` over a row, over the keys its query sees, is at most `total`.
+
+    `body` is a function of t (and of `score`, coordinates and captured tensors) that never rises with t. t is looked
+    for from `lower` to `upper`, and is `upper` where no less will do. With `m = ad.row_max(score)`, sparsemax's
+    threshold is `ad.row_solve(lambda t: ad.maximum(score - t, 0.0), total=1.0, lower=m - 1.0, upper=m)`.
+    Its gradient is that of the equation it solves; the ends have none. Only in a normalizer.
+    """
+    held = [cell.cell_contents for cell in getattr(body, "__closure__", None) or ()]
+    symbol = next(symbols_in((total, lower, upper, held)), None)
+    if symbol is not None:
+        return symbol.recorder.row_solve(body, total, lower, upper)
+    raise _outside_a_row("row_solve", "numbers alone")
+
+
 def _row(reduction: Reduction, x: Any) -> Symbol:
     if isinstance(x, Symbol):
         return x.recorder.row(reduction.value, x)
-    message = f"`{reduction.value}` is a statistic of a row of scores, got {type(x).__name__}"
+    raise _outside_a_row(reduction.value, type(x).__name__)
+
+
+def _outside_a_row(name: str, got: str) -> DiagnosticError:
     help_ = "use it in a function under `@ad.normalizer`, on `score` or what is computed from it"
-    raise fail(ProgramError, "wrong-stage", message, help=help_)
+    return fail(ProgramError, "wrong-stage", f"`{name}` is a statistic of a row of scores, got {got}", help=help_)
 
 
 def _extreme(

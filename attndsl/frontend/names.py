@@ -18,8 +18,9 @@ LANGUAGE = frozenset(
         *CALLS,
         *(reduction.value for reduction in Reduction),
         *(coordinate.value for coordinate in Coordinate),
-        *(flow.value for flow in Flow),
-        *("attention", "clamp", "def", "false", "inf", "let", "mask", "nan", "normalizer", "softmax", "true"),
+        *(Flow.SCORE.value, Flow.WEIGHT.value),
+        *("attention", "clamp", "def", "false", "inf", "let", "mask", "nan", "normalizer", "row_solve", "softmax"),
+        "true",
     }
 )
 RESERVED = LANGUAGE | set(keyword.kwlist) | set(keyword.softkwlist) | {"tl", "triton", "torch", "tensor"}

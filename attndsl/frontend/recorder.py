@@ -29,6 +29,7 @@ from attndsl.frontend.spans import definition_span, indexed_name, literal_first,
 from attndsl.frontend.symbols import Symbol, symbols_in
 from attndsl.frontend.torch_functions import TORCH
 from attndsl.ir import build
+from attndsl.ir.binding import open_nodes
 from attndsl.ir.nodes import Apply, Const, Expr, Scalar, postorder
 from attndsl.ir.types import Coordinate, Reduction
 from attndsl.ir.variant import TensorParam
@@ -64,6 +65,7 @@ class TraceRecorder:
         self._constants = constants
         self._rebuilder = Rebuilder(self)
         self._alive: list[Mod] = []
+        self._is_solved = False
 
     # Mods.
 
@@ -90,6 +92,10 @@ class TraceRecorder:
     def finished(self, mod: Mod, value: Any) -> Expr:
         """What a mod of a stage returned, as that stage wants it."""
         node = self._result(mod, value)
+        if node in open_nodes(node):
+            message, help_ = "what a `row_solve` looks for is used outside of it", "use what it returns"
+            self.builder.reporter.error("threshold-escapes", message, self._written_in(mod, node), help=help_)
+            return build.SCORE
         is_mask = mod.stage is Stage.MASK
         fits = node.dtype.is_bool if is_mask else node.dtype.is_float
         span = None if fits else self._written_in(mod, node)
@@ -163,12 +169,36 @@ class TraceRecorder:
     def row(self, name: str, operand: Any) -> Symbol:
         """A row statistic, which only a normalizer has."""
         operands = self._required((operand,), name)
-        if self.stage is not Stage.NORMALIZER:
-            message = f"a {self.stage.value} has no `{name}`"
-            help_ = "use it in a normalizer: `@ad.normalizer`, `def weights(score): ...`"
-            self.builder.reporter.error("wrong-stage", message, self._span(), help=help_)
+        if not self._normalizes(name):
             return Symbol(self, build.real(0.0))
         return self._record(lambda span: self.builder.row(Reduction(name), operands[0], span), operands)
+
+    def row_solve(self, body: Callable[[Symbol], Any], total: Any, lower: Any, upper: Any) -> Symbol:
+        """The least t at which the row's sum of `body(t)` is at most `total`, which only a normalizer has."""
+        if not self._normalizes("row_solve"):
+            return Symbol(self, build.real(0.0))
+        if self._is_solved:
+            help_ = "compute the inner one before, and use what it found"
+            message = "a `row_solve` stands in the body of another"
+            self.builder.reporter.error("nested-solve", message, self._span(), help=help_)
+            return Symbol(self, build.real(0.0))
+        self._is_solved = True
+        try:
+            value = body(Symbol(self, build.THRESHOLD))
+        finally:
+            self._is_solved = False
+        nodes = self._required((value, total, lower, upper), "row_solve")
+        solved, least, low, high = nodes
+        return self._record(lambda span: self.builder.solve(solved, least, low, high, span), nodes)
+
+    def _normalizes(self, name: str) -> bool:
+        """Whether the stage is one that has statistics of rows; reports if not."""
+        if self.stage is Stage.NORMALIZER:
+            return True
+        help_ = "use it in a normalizer: `@ad.normalizer`, `def weights(score): ...`"
+        message = f"a {self.stage.value} has no `{name}`"
+        self.builder.reporter.error("wrong-stage", message, self._span(), help=help_)
+        return False
 
     def require(self, condition: Symbol, message: str) -> None:
         """A condition on calls."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from attndsl.diagnostics import Span
 from attndsl.frontend.builder import Builder
-from attndsl.ir.nodes import Coord, Expr, Input, Load, Reduce
+from attndsl.ir.nodes import Coord, Expr, Input, Load, Reduce, Solve
 from attndsl.ir.requirement import Requirement, strangers
 
 
@@ -37,5 +37,7 @@ def _name(leaf: Expr) -> str:
             return flow.value
         case Reduce(reduction=reduction):
             return reduction.value
+        case Solve():
+            return "row_solve"
         case _:
             raise AssertionError(leaf)

@@ -28,7 +28,7 @@ COORDINATES: Mapping[str, Expr] = {coordinate.value: build.coord(coordinate) for
 FLOWS: Mapping[str, Expr] = {Flow.SCORE.value: build.SCORE, Flow.WEIGHT.value: build.WEIGHT}
 REDUCTIONS = {reduction.value: reduction for reduction in Reduction}
 LITERALS: Mapping[str, bool | float] = {"true": True, "false": False, "inf": math.inf, "nan": math.nan}
-FUNCTIONS = frozenset({*CALLS, *REDUCTIONS, "clamp", "softmax"})
+FUNCTIONS = frozenset({*CALLS, *REDUCTIONS, "clamp", "row_solve", "softmax"})
 KEYWORDS = frozenset({"and", "else", "if", "not", "or"})
 
 RESERVED = KEYWORDS | FUNCTIONS | COORDINATES.keys() | FLOWS.keys() | LITERALS.keys()
@@ -51,10 +51,10 @@ class Stage(Enum):
         return {
             Stage.MASK: frozenset[str](),
             Stage.SCORE: frozenset({"score"}),
-            Stage.NORMALIZER: frozenset({"score", "softmax", *REDUCTIONS}),
+            Stage.NORMALIZER: frozenset({"score", "row_solve", "softmax", *REDUCTIONS}),
             Stage.WEIGHT: frozenset({"weight"}),
             Stage.REQUIREMENT: frozenset[str](),
-            Stage.LET: frozenset({"score", "softmax", "weight", *REDUCTIONS}),
+            Stage.LET: frozenset({"score", "row_solve", "softmax", "weight", *REDUCTIONS}),
         }[self]
 
 
@@ -127,7 +127,7 @@ class Scope:
 
 def _own_needs(node: Expr) -> frozenset[str]:
     match node:
-        case Input(flow=flow):
+        case Input(flow=flow) if flow is not Flow.THRESHOLD:  # bound by the solve around it
             return frozenset({flow.value})
         case Reduce(reduction=reduction):
             return frozenset({reduction.value})

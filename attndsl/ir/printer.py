@@ -10,9 +10,10 @@ import json
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 
 from attndsl.ir import build
+from attndsl.ir.binding import open_nodes
 from attndsl.ir.nodes import Apply, Const, Coord, Expr, Input, Load, Reduce, RowValue, Scalar, Solve, children
 from attndsl.ir.ops import CALLS, Form, Op, facts
 from attndsl.ir.order import GridOrder
@@ -31,6 +32,9 @@ MAX_NESTING = 32
 
 AXES = ("u", "t", "y", "x")
 """Of a printed grid, as many of the last ones as it has."""
+
+BOUND = ("t", "u")
+"""What a row solve calls the value it looks for: the first of these that no parameter has."""
 
 MAX_WIDTH = 100
 """A longer mask is printed as several items."""
@@ -86,12 +90,18 @@ def _items(variant: Variant) -> Iterator[tuple[str, Expr]]:
 
 
 class _Printer:
-    """Prints expressions that share nodes; `let`s appear before the first item that needs them."""
+    """Prints expressions that share nodes; `let`s appear before the first item that needs them.
+
+    What is shared inside the body of a row solve becomes a `def`, a function of what the solve looks for.
+    """
 
     def __init__(self, roots: list[Expr], taken: Collection[str]) -> None:
         self._uses = uses(roots)
-        self._phrases: dict[Expr, Phrase] = {}
-        self._names = _fresh_names({*taken, *_RESERVED})
+        self._open = open_nodes(*roots)
+        self._inner = _inner_solves(roots)
+        self._bound = next(name for name in chain(BOUND, _fresh_names(taken, "t")) if name not in taken)
+        self._phrases: dict[Expr, Phrase] = {build.THRESHOLD: Phrase(self._bound)}
+        self._names = _fresh_names({*taken, *_RESERVED, self._bound})
 
     def item(self, word: str, root: Expr) -> list[str]:
         """The lines of an item."""
@@ -111,13 +121,20 @@ class _Printer:
         for node in postorder(root):
             if node in self._phrases:
                 continue
-            phrase = _phrase(node, [self._phrases[child] for child in children(node)])
-            if (self._uses[node] > 1 and not _is_short(node)) or phrase.nesting > MAX_NESTING:
-                name = next(self._names)
-                lines.append(f"let {name} = {phrase.text}")
+            phrase = self._phrase(node)
+            shared = self._uses[node] > 1 and not _is_short(node)
+            if shared or phrase.nesting > MAX_NESTING or node in self._inner:
+                name, word = next(self._names), "let"
+                if node in self._open:
+                    name, word = f"{name}({self._bound})", "def"
+                lines.append(f"{word} {name} = {phrase.text}")
                 phrase = Phrase(name)
             self._phrases[node] = phrase
         return [*lines, self._phrases[root].text]
+
+    def _phrase(self, node: Expr) -> Phrase:
+        parts = [self._phrases[child] for child in children(node)]
+        return _solve(self._bound, parts) if isinstance(node, Solve) else _phrase(node, parts)
 
     def _terms(self, root: Expr) -> list[str]:
         """The terms of `a and b and c`, which mask items of their own conjoin in the same order."""
@@ -140,8 +157,6 @@ def _phrase(node: Expr, parts: list[Phrase]) -> Phrase:
             return Phrase(f"{name}[{', '.join(texts)}]" if parts else name, ATOM, nesting)
         case Reduce(reduction=reduction):
             return Phrase(f"{reduction.value}({texts[0]})", ATOM, nesting)
-        case Solve():
-            return Phrase(f"row_solve({', '.join(texts)})", ATOM, nesting)
         case RowValue(name=name):
             return Phrase(name, ATOM)
         case Apply(op=Op.WHERE):
@@ -153,6 +168,19 @@ def _phrase(node: Expr, parts: list[Phrase]) -> Phrase:
             return _operation(op, parts, nesting)
         case _:
             return Phrase(_name(node) or "")
+
+
+def _solve(bound: str, parts: list[Phrase]) -> Phrase:
+    """`row_solve(t: body, total = ..., lower = ..., upper = ...)`."""
+    body, total, lower, upper = (part.text for part in parts)
+    text = f"row_solve({bound}: {body}, total = {total}, lower = {lower}, upper = {upper})"
+    return Phrase(text, ATOM, 1 + max(part.nesting for part in parts))
+
+
+def _inner_solves(roots: list[Expr]) -> set[Expr]:
+    """The row solves that the body of another one reads: they are named before it."""
+    bodies = [node.body for node in postorder(*roots) if isinstance(node, Solve)]
+    return {node for node in postorder(*bodies) if isinstance(node, Solve)}
 
 
 def _operation(op: Op, parts: list[Phrase], nesting: int) -> Phrase:
@@ -250,12 +278,8 @@ def _sink(normalizer: Expr) -> Expr | None:
             return None
 
 
-def _fresh_names(taken: Collection[str]) -> Iterator[str]:
-    number = 0
-    while True:
-        if (name := f"d{number}") not in taken:
-            yield name
-        number += 1
+def _fresh_names(taken: Collection[str], letter: str = "d") -> Iterator[str]:
+    return (name for number in count() if (name := f"{letter}{number}") not in taken)
 
 
-_RESERVED = frozenset({*CALLS, *(word.value for kind in (Coordinate, Flow, Reduction) for word in kind)})
+_RESERVED = frozenset({"row_solve", *CALLS, *(word.value for kind in (Coordinate, Flow, Reduction) for word in kind)})

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from attndsl.diagnostics import VerifyError
 from attndsl.ir import build
+from attndsl.ir.binding import open_nodes, varies_along_keys
 from attndsl.ir.nodes import Apply, Const, Coord, Expr, Input, Load, Reduce, RowValue, Scalar, Solve, children, intern
 from attndsl.ir.requirement import Requirement, strangers
 from attndsl.ir.rewrite import postorder
@@ -139,12 +140,28 @@ def _stage_faults(stage: Stage, root: Expr) -> Iterator[Fault]:
         yield Fault(f"the {stage.name} has type {root.dtype.value}, expected {stage.dtype.value}", root)
     for node in postorder(root):
         match node:
-            case Input(flow=flow) if flow is not stage.flow and not (flow is Flow.THRESHOLD and stage.reduces):
+            case Input(flow=flow) if flow is not stage.flow and flow is not Flow.THRESHOLD:
                 yield Fault(f"the {stage.name} reads the {flow.value}", node)
             case Reduce() | Solve() if not stage.reduces:
                 yield Fault(f"the {stage.name} contains {_head(node)}", node)
+            case Solve():
+                yield from _solve_faults(node)
             case RowValue(name=name):
                 yield Fault(f"the {stage.name} reads `{name}`, which only derivations write", node)
+    free = open_nodes(root)
+    if root in free:
+        yield Fault(f"the {stage.name} reads a threshold outside of a row_solve", root)
+    for node in free:
+        if isinstance(node, Reduce):
+            yield Fault(f"{_head(node)} of a threshold", node)
+
+
+def _solve_faults(node: Solve) -> Iterator[Fault]:
+    if node.body not in open_nodes(node.body):
+        yield Fault("the body of row_solve does not read its threshold", node.body)
+    for name, part in (("total", node.total), ("lower", node.lower), ("upper", node.upper)):
+        if varies_along_keys(part):
+            yield Fault(f"the {name} of row_solve is not one value to a row", part)
 
 
 def _requirement_faults(requirement: Requirement) -> Iterator[Fault]:

@@ -27,11 +27,15 @@ MAX_HEAD_DIM = 256
 @dataclass(frozen=True, slots=True)
 class Rows:
     """What a forward pass leaves: the output and, for each row, the log of its divisor where it has one, and its
-    largest score; `kept` are the row values a backward reads, by name."""
+    largest score.
+
+    `sums` are further sums over the rows, by name; `kept` the row values a backward pass reads, by name.
+    """
 
     out: Tensor
     lse: Tensor | None
     max_score: Tensor
+    sums: Mapping[str, Tensor] = field(default_factory=dict)
     kept: Mapping[str, Tensor] = field(default_factory=dict)
 
 

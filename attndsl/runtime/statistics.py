@@ -1,33 +1,78 @@
 """What a call returns beside the output: statistics of its rows.
 
-In: the `return_aux` a user passed, and what was computed. Out: an `Aux` with what was asked for.
+In: the `return_aux` a user passed, and what was computed. Out: an `Aux` with what was asked for; before that, for the
+reference and kernels to compute, the sums over rows that it needs, as data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from attndsl.diagnostics import CallError, fail
+from attndsl.diagnostics import CallError, Reporter, UnsupportedError, fail
+from attndsl.ir import row_sums
+from attndsl.ir.nodes import Expr, Load, Scalar, intern
+from attndsl.ir.rewrite import sweep
+from attndsl.ir.row_sums import RowSum
+from attndsl.ir.variant import Variant
+from attndsl.runtime.arguments import Call, Value, check_capture
+from attndsl.runtime.facts import FactBook
 
 
 @dataclass(frozen=True, slots=True)
 class Aux:
     """Statistics of the rows of a call; `None` where one was not asked for.
 
-    `lse` `(B, Hq, Nq)`, float32 (float64 from a float64 reference): natural log of the row's whole divisor, sinks
-    included. `max_score` `(B, Hq, Nq)`: the row's largest final score. Both -inf in a row without a live key
-    (with a sink, `lse` is the sink).
+    All are `(B, Hq, Nq)`, float32 (float64 from a float64 reference); all but `max_score` are differentiable.
+    `lse`: natural log of the row's whole divisor, sinks included. `max_score`: the row's largest final score. Both are
+    -inf in a row without a live key (with a sink, `lse` is the sink). `entropy`: -sum of w log w over the final weights
+    w, 0 log 0 being 0; NaN in a row with a negative weight. `mass`: the sum of the final weights of the keys at which
+    the predicate of `ad.aux.mass` holds; a tuple, in order, where several were asked for.
     """
 
     lse: Tensor | None = None
     max_score: Tensor | None = None
+    entropy: Tensor | None = None
+    mass: Tensor | tuple[Tensor, ...] | None = None
 
 
-NAMES = tuple(field.name for field in fields(Aux))
+NAMES = ("lse", "max_score", "entropy")
+
+
+class Bound(Protocol):
+    """The values of parameters, as they are when a call is made."""
+
+    def resolve(self, device: torch.device | None = None) -> dict[str, Value]: ...
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Mass:
+    """The weight of the keys at which the mask of `variant` holds."""
+
+    variant: Variant
+    bound: Bound
+
+    def values(self, call: Call) -> dict[str, Value]:
+        """The values its predicate reads in a call; an error where it has none there."""
+        values = self.bound.resolve(call.q.device)
+        reporter = Reporter(CallError)
+        for param in self.variant.tensors:
+            check_capture(reporter, self.variant, param, values[param.name], call.q.device)
+        reporter.check()
+        FactBook().of(self.variant, self.variant, replace(call, values=values))
+        return values
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Row sums to compute, and the values of their own parameters, which have names of their own in the call."""
+
+    sums: tuple[RowSum, ...] = ()
+    values: Mapping[str, Value] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,29 +81,73 @@ class Wanted:
 
     names: frozenset[str]
     everything: bool
+    masses: tuple[Mass, ...] = ()
 
-    def of(self, lse: Tensor | None, max_score: Tensor) -> Aux:
+    def sums(self, call: Call) -> Sums:
+        """The row sums it takes: `entropy`, and `mass_0`, `mass_1`, ... for the masses in order."""
+        wanted = [row_sums.entropy()] if "entropy" in self.names else []
+        values: dict[str, Value] = {}
+        for position, mass in enumerate(self.masses):
+            name = f"mass_{position}"
+            moved, names = _renamed(mass.variant, name, call.values.keys())
+            wanted.append(row_sums.mass(name, moved.mask, moved.params))
+            values |= {names[param]: value for param, value in mass.values(call).items()}
+        return Sums(tuple(wanted), values)
+
+    def of(self, lse: Tensor | None, max_score: Tensor, sums: Mapping[str, Tensor]) -> Aux:
         """The statistics asked for; an error where one by name does not exist."""
         if lse is None and "lse" in self.names and not self.everything:
             message = "this normalizer has no `lse`: its weights are not `exp(score - lse)`"
             raise fail(CallError, "no-lse", message, None, help="ask for `max_score` alone")
-        return Aux(lse if "lse" in self.names else None, max_score if "max_score" in self.names else None)
+        known = {"lse": lse, "max_score": max_score, "entropy": sums.get("entropy")}
+        masses = tuple(sums[one] for position in range(len(self.masses)) if (one := f"mass_{position}") in sums)
+        no_entropy = known["entropy"] is None and "entropy" in self.names and not self.everything
+        if no_entropy or len(masses) < len(self.masses):
+            message = "kernels do not compute `entropy` and `mass`"
+            raise fail(UnsupportedError, "no-aux-kernel", message, None, help='call it with `backend="reference"`')
+        mass = masses if len(masses) > 1 else masses[0] if masses else None
+        return Aux(**{name: known[name] for name in self.names}, mass=mass)
 
 
 def wanted_statistics(return_aux: Any) -> Wanted | None:
-    """What `return_aux` asks for: nothing, everything, or a list of names."""
+    """What `return_aux` asks for: nothing, everything, or a list of names and masses."""
     if isinstance(return_aux, bool) or return_aux is None:
         return Wanted(frozenset(NAMES), everything=True) if return_aux else None
-    help_ = f'pass True, or a list of names such as `["lse"]`; known are {_listed(NAMES)}'
+    help_ = f'pass True, or a list of names such as `["lse"]`; known are {_listed(NAMES)} and `ad.aux.mass(...)`'
     if isinstance(return_aux, str) or not isinstance(return_aux, Iterable):
         message = f"`return_aux` is {return_aux!r}, expected True, False or a list of names"
         raise fail(CallError, "bad-aux", message, None, help=help_)
-    names = frozenset(map(str, return_aux))
+    given = tuple(return_aux)
+    masses = tuple(one for one in given if isinstance(one, Mass))
+    names = frozenset(str(one) for one in given if not isinstance(one, Mass))
     unknown = sorted(names - set(NAMES))
     if unknown:
         message = f"there is no row statistic {_listed(unknown)}"
-        raise fail(CallError, "unknown-aux", message, None, help=f"known are {_listed(NAMES)}")
-    return Wanted(names, everything=False)
+        known = f"known are {_listed(NAMES)} and `ad.aux.mass(lambda kv_idx: kv_idx < 4)`"
+        raise fail(CallError, "unknown-aux", message, None, help=known)
+    return Wanted(names, everything=False, masses=masses)
+
+
+def _renamed(variant: Variant, prefix: str, taken: Iterable[str]) -> tuple[Variant, dict[str, str]]:
+    """A variant whose parameters have names that are not taken, and those names by the old ones."""
+    names: dict[str, str] = {}
+    for param in variant.params:
+        name = f"{prefix}_{param.name}"
+        while name in taken:
+            name += "_"
+        names[param.name] = name
+
+    def rule(node: Expr) -> Expr | None:
+        match node:
+            case Scalar(name=name, dtype=dtype):
+                return intern(Scalar, names[name], dtype)
+            case Load(tensor=name, indices=indices, dtype=dtype):
+                return intern(Load, names[name], indices, dtype)
+            case _:
+                return None
+
+    params = tuple(replace(param, name=names[param.name]) for param in variant.params)
+    return replace(variant, mask=sweep((variant.mask,), rule)[variant.mask], params=params), names
 
 
 def _listed(names: Iterable[str]) -> str:

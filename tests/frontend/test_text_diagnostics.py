@@ -82,6 +82,36 @@ TEXTS = {
     "requirement-operand": 'attention a(t: tensor[H]) {\n    require  h == 0 and t[kv_idx] > 0.0, "no"\n}',
     "bad-string": 'attention a(w: int) {\n    require  w >= 1, "\\d"\n}',
     "syntax-error-message": "attention a(w: int) {\n    require  w >= 1, window\n}",
+    "nested-solve": (
+        "attention a {\n    let top = row_max(score)\n"
+        "    normalizer  row_solve(t: t - row_solve(u: score - u, total = 1.0, lower = 0.0, upper = top),"
+        " total = 1.0, lower = 0.0, upper = top)\n}"
+    ),
+    "nested-solve-sum": (
+        "attention a {\n"
+        "    normalizer  row_solve(t: score - t * row_sum(score - t), total = 1.0, lower = 0.0, upper = 1.0)\n}"
+    ),
+    "not-a-solve": "attention a {\n    normalizer  exp(t: score - t)\n}",
+    "solve-without-threshold": "attention a {\n    normalizer  row_solve(t: score, total = 1, lower = 0, upper = 1)\n}",
+    "solve-not-of-row": (
+        "attention a {\n    normalizer  row_solve(t: score - t, total = score, lower = 0, upper = float(kv_idx))\n}"
+    ),
+    "reserved-name-solve": (
+        "attention a {\n    normalizer  row_solve(exp: score - exp, total = 1, lower = 0, upper = 1)\n}"
+    ),
+    "unknown-argument-solve": (
+        "attention a {\n    normalizer  row_solve(t: score - t, totl = 1, lower = 0, upper = 1)\n}"
+    ),
+    "wrong-arity-solve": "attention a {\n    normalizer  row_solve(score - 1.0, total = 1, lower = 0, upper = 1)\n}",
+    "wrong-stage-solve": "attention a {\n    mask  row_solve(t: 1.0 - t, total = 1, lower = 0, upper = 1) > 0.0\n}",
+    "wrong-stage-library": "attention a {\n    score  sparsemax\n    weight  topk(3)\n}",
+    "wrong-arity-library": "attention a {\n    normalizer  topk\n}",
+    "unknown-function-library": "attention a {\n    normalizer  sparsmax()\n}",
+    "requirement-operand-library": "attention a(k: int tensor[H]) {\n    normalizer  topk(k[h])\n}",
+    "operand-type-statistic": "attention a {\n    normalizer  score / row_sum(score > 0.0) + row_max(q_idx == 1)\n}",
+    "normalizer-not-float-bool": "attention a {\n    normalizer  score > row_max(score)\n}",
+    "weight-not-float-bool": "attention a {\n    weight  weight > 0.5\n}",
+    "score-not-float-bool": "attention a {\n    score  score > 0.0\n}",
     "several": "attention a(w: int) {\n    mask  q_idx\n    score  scor\n    weight  weight[0]\n}",
 }
 

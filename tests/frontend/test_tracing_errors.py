@@ -116,6 +116,43 @@ SCORES = {
 }
 
 
+def nested_solve(score):
+    def body(t):
+        return ad.row_solve(lambda u: score - t - u, total=0.0, lower=0.0, upper=1.0) - t
+
+    return ad.row_solve(body, total=1.0, lower=0.0, upper=1.0)
+
+
+def escape(score):
+    found = []
+    ad.row_solve(lambda t: found.append(t) or score - t, total=1.0, lower=0.0, upper=1.0)
+    return score * found[0]
+
+
+def branch_in_solve(score):
+    return ad.row_solve(lambda t: score - t if score > t else 0.0, total=1.0, lower=0.0, upper=1.0)
+
+
+NORMALIZERS = {
+    "nested-solve": nested_solve,
+    "nested-solve-statistic": lambda score: ad.row_solve(
+        lambda t: ad.row_sum(score - t), total=1.0, lower=0.0, upper=1.0
+    ),
+    "threshold-escapes": escape,
+    "branch-in-solve": branch_in_solve,
+    "solve-not-of-row": lambda score: ad.row_solve(lambda t: score - t, total=score, lower=score, upper=1.0),
+    "solve-without-threshold": lambda score: ad.row_solve(lambda t: score, total=1.0, lower=0.0, upper=1.0),
+    "solve-of-nothing": lambda score: ad.row_solve(lambda t: 0.0, total=1.0, lower=0.0, upper=1.0),
+    "statistic-of-bools": lambda score: score / ad.row_sum(score > 0.0),
+    "normalizer-not-float": lambda score: score > 0.0,
+}
+WEIGHTS = {
+    "weight-not-float": lambda weight, kv_idx: kv_idx,
+    "weight-is-a-condition": lambda weight: weight > 0.5,
+    "solve-in-weight": lambda weight: ad.row_solve(lambda t: weight - t, total=1.0, lower=0.0, upper=1.0),
+}
+
+
 def rendered(error: DiagnosticError) -> str:
     """The message without the folder of this file and without line numbers, which change with every edit of it."""
     text = str(error).replace(__file__, Path(__file__).name)
@@ -136,6 +173,20 @@ def test_score(case: str, golden) -> None:
     with pytest.raises(ProgramError) as caught:
         trace(score_mod=SCORES[case])
     golden(rendered(caught.value), "tracing")
+
+
+@pytest.mark.parametrize("case", NORMALIZERS)
+def test_normalizer(case: str, golden) -> None:
+    with pytest.raises(ProgramError) as caught:
+        trace(normalizer=NORMALIZERS[case])
+    golden(rendered(caught.value), "tracing", name=f"normalizer-{case}")
+
+
+@pytest.mark.parametrize("case", WEIGHTS)
+def test_weight(case: str, golden) -> None:
+    with pytest.raises(ProgramError) as caught:
+        trace(weight_mod=WEIGHTS[case])
+    golden(rendered(caught.value), "tracing", name=f"weight-{case}")
 
 
 def test_mistakes_of_all_mods_are_reported_together() -> None:
