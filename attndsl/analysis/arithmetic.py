@@ -7,7 +7,6 @@ of zero: `x * 0` stays, as x may be infinite; a part that is zero by a rule is n
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import reduce
 
 from attndsl.ir import build
 from attndsl.ir.nodes import Apply, Const, Expr
@@ -110,9 +109,15 @@ def call(op: Op, operand: Expr) -> Expr:
 
 def total(parts: Iterable[Expr]) -> Expr:
     """The sum of the parts, 0 where there are none."""
-    return reduce(add, parts, ZERO)
+    found: Expr = ZERO
+    for part in parts:
+        found = add(found, part)
+    return found
 
 
 def product(parts: Iterable[Expr]) -> Expr:
     """The product of the parts, 1 where there are none."""
-    return reduce(mul, parts, ONE)
+    found: Expr = ONE
+    for part in parts:
+        found = mul(found, part)
+    return found

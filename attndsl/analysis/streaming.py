@@ -6,56 +6,45 @@ score of a pair, coordinates, captures, and `RowValue`s: a statistic under its n
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from enum import Enum
 
-from attndsl.analysis.axes import axes_of
+from attndsl.analysis.arithmetic import ZERO, call, mul, neg, select, sub, total
+from attndsl.analysis.exponential import Exponential, divisors, exponential, is_positive
+from attndsl.analysis.rescaling import rescaling
+from attndsl.analysis.statistics import Kind as Kind
+from attndsl.analysis.statistics import (
+    Named,
+    grown,
+    named,
+    nested_sums,
+    rescale_or_none,
+    row_values_in,
+    scheduled,
+    segment_positions,
+)
+from attndsl.analysis.statistics import Statistic as Statistic
+from attndsl.analysis.terms import Pair, taken_apart
 from attndsl.diagnostics import Diagnostic
 from attndsl.ir import build
-from attndsl.ir.nodes import Apply, Expr, Input, Reduce, RowValue, Solve
+from attndsl.ir.nodes import Apply, Expr
 from attndsl.ir.ops import Op
-from attndsl.ir.rewrite import postorder, substitute
-from attndsl.ir.types import Axis, Reduction
+from attndsl.ir.printer import print_expr
+from attndsl.ir.rewrite import substitute
+from attndsl.ir.types import Reduction
 from attndsl.ir.variant import Variant
 
 LSE = build.row_value("lse")
 """The log of the whole divisor of a row, of normalizers whose weight is `exp(x - lse)`."""
 
+MAX_TERMS = 2
+"""More accumulators of the output would not fit beside the tiles."""
 
-class Kind(Enum):
-    """How a statistic comes from the live keys of its row."""
+MAX_PASSES = 2
+"""Passes for statistics, or for those between two roots; one more is for the output."""
 
-    MAX = "max"
-    SUM = "sum"
-    SOLVE = "solve"
-
-
-@dataclass(frozen=True, slots=True)
-class Statistic:
-    """A row statistic: the maximum or the sum of `integrand` over the live keys, or the root `solve` asks for.
-
-    `name` is that of its `RowValue`: `m_i`, `m_i_1` for maxima, `l_i`, `l_i_1` for sums, `tau_i` for roots. The
-    integrand reads earlier statistics by their `RowValue`. `rescale`, of a sum that reads maxima of its own pass, is
-    what the sum so far is multiplied by when they grow from their `RowValue` to their `grown` one; `None` where it
-    reads none.
-    """
-
-    name: str
-    kind: Kind
-    integrand: Expr
-    rescale: Expr | None = None
-    solve: Solve | None = None
-
-    @property
-    def value(self) -> RowValue:
-        """The statistic once it is known; within its pass, what it is so far."""
-        return build.row_value(self.name)
-
-    @property
-    def grown(self) -> RowValue:
-        """A maximum after the tile at hand: `m_new` for `m_i`."""
-        is_usual = self.name.startswith("m_i")
-        return build.row_value(self.name.replace("m_i", "m_new") if is_usual else f"{self.name}_new")
+Passes = tuple[tuple[Statistic, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +64,8 @@ class Streaming:
     """What passes over the keys compute.
 
     `passes` are the statistics by the pass that computes them, each in order of dependence, maxima first. When
-    `terms` is not empty, the last pass also sums the output (online: one pass in all); when it is, one more pass does,
-    with every statistic known.
+    `terms` is not empty, the last pass also sums the output (online: one pass in all, without statistics where it needs
+    none: `((),)`); when it is, one more pass does, with every statistic known.
 
     `weight` is the final weight of a pair, weight mods included, once `kept` are known: names of statistics, or `lse`
     alone where the normalizer has one. `lse` is then its value from the statistics, else `None`.
@@ -105,57 +94,137 @@ class Refusal:
 
 def stream(variant: Variant) -> Streaming | Refusal:
     """The streaming form of the normalizer and the weight mods of a variant."""
-    reasons: list[Diagnostic] = []
-    m, m_new = build.row_value("m_i"), build.row_value("m_new")
-    shift = build.row(Reduction.MAX, build.SCORE)
-    exponential = build.apply(Op.EXP, build.apply(Op.SUB, build.SCORE, shift))
-    total = build.row(Reduction.SUM, exponential)
-    divisor: Expr | None = None
-    sink: Expr | None = None
-    match variant.normalizer:
-        case Apply(op=Op.DIV, args=(numerator, below)) if numerator is exponential:
-            sink = _sink(below, total, shift)
-            if below is total or sink is not None:
-                divisor = below
-        case _:
-            pass
-    if divisor is None:
-        message = "no streaming form of this normalizer is known"
-        notes, help_ = ("kernels stream softmax, with or without a sink",), 'call it with `backend="reference"`'
-        span = variant.origins.first(variant.normalizer)
-        reasons.append(Diagnostic("normalizer-not-streamable", message, span, notes, help_))
-    if variant.weight is not build.WEIGHT:
-        message, help_ = "kernels do not edit normalized weights", 'call it with `backend="reference"`'
-        span = variant.origins.first(variant.weight)
-        reasons.append(Diagnostic("weight-mod-not-streamable", message, span, (), help_))
-    if reasons or divisor is None:
-        return Refusal(tuple(reasons))
-    sums = build.row_value("l_i")
-    value = build.apply(Op.EXP, build.apply(Op.SUB, build.SCORE, m))
-    rescale = build.apply(Op.EXP, build.apply(Op.SUB, m, m_new))
-    whole = substitute(divisor, {total: sums, shift: m})
-    return Streaming(
-        passes=((Statistic("m_i", Kind.MAX, build.SCORE), Statistic("l_i", Kind.SUM, value, rescale)),),
-        terms=(Term(build.apply(Op.DIV, build.real(1.0), whole), value, rescale),),
-        weight=build.apply(Op.EXP, build.apply(Op.SUB, build.SCORE, LSE)),
-        kept=("lse",),
-        lse=build.apply(Op.ADD, m, build.apply(Op.LOG, whole)),
-        sink=sink,
+    kin = exponential(variant.normalizer)
+    row = row_form(variant)
+    weight, lse = row.roots
+    passes = scheduled(row.statistics)
+    reasons = tuple(_too_deep(variant, row, passes))
+    if reasons:
+        return Refusal(reasons)
+    terms = _terms(weight, row.statistics) if len(passes) <= 1 else ()
+    if kin is not None and kin.sinks is not None:
+        kept: tuple[str, ...] = (LSE.name,)
+        weight = substitute(variant.weight, {build.WEIGHT: from_lse(kin)})
+    else:
+        weight = total(mul(term.value, term.factor) for term in terms) if terms else weight
+        kept = _kept(weight, row.statistics)
+    notes = tuple(_notes(passes, terms, kin))
+    return Streaming(passes or ((),), terms, weight, kept, None if kin is None else lse, notes, _sink(kin))
+
+
+def row_form(variant: Variant) -> Named:
+    """The final weight and, where the normalizer has one, its lse (else 0), over named row statistics."""
+    kin = exponential(variant.normalizer)
+    normalized = select(_vanishes(variant.normalizer), ZERO, variant.normalizer)
+    return named(substitute(variant.weight, {build.WEIGHT: normalized}), ZERO if kin is None else kin.lse)
+
+
+def _vanishes(normalizer: Expr) -> Expr:
+    """The condition under which a row has no weight: a divisor is 0. False where that is known not to happen."""
+    return build.disjunction(
+        [build.apply(Op.EQ, divisor, ZERO) for divisor in divisors(normalizer) if not is_positive(divisor)]
     )
 
 
-def _sink(divisor: Expr, total: Expr, shift: Expr) -> Expr | None:
-    if not (isinstance(divisor, Apply) and divisor.op is Op.ADD and total in divisor.args):
+def from_lse(kin: Exponential) -> Expr:
+    """The normalized weight by its lse, which is -inf where the divisor is 0."""
+    weight = call(Op.EXP, sub(kin.exponent, LSE))
+    if is_positive(kin.divisor):
+        return weight
+    return select(build.apply(Op.EQ, LSE, build.real(-math.inf)), ZERO, weight)
+
+
+def _kept(weight: Expr, statistics: tuple[Statistic, ...]) -> tuple[str, ...]:
+    """What the weight and its derivative read: not the maxima that only the brackets of roots need."""
+    totals = (statistic.solve.total for statistic in statistics if statistic.solve is not None)
+    needed = row_values_in(weight, *totals, *(statistic.integrand for statistic in statistics))
+    return tuple(statistic.name for statistic in statistics if statistic.name in needed)
+
+
+def _terms(weight: Expr, statistics: tuple[Statistic, ...]) -> tuple[Term, ...]:
+    """The accumulators of the output, summed in the pass that computes the statistics; none where that cannot be."""
+    late = frozenset(statistic.name for statistic in statistics if statistic.kind is not Kind.MAX)
+    running = grown(statistics)
+    terms: list[Term] = []
+    for factor, value in _streamable(taken_apart(weight, late) or (), running):
+        rescale = rescaling(value, running)
+        if rescale is None or len(terms) == MAX_TERMS:
+            return ()
+        terms.append(Term(factor, value, rescale_or_none(rescale)))
+    return tuple(terms)
+
+
+def _streamable(pairs: Iterable[Pair], running: Mapping[Expr, Expr]) -> Iterator[Pair]:
+    """The terms, and of those that no one factor rescales, the summands."""
+    for factor, value in pairs:
+        match value:
+            case Apply(op=Op.ADD | Op.SUB as op, args=(left, right)) if rescaling(value, running) is None:
+                yield from _streamable(((factor, left), (factor if op is Op.ADD else neg(factor), right)), running)
+            case _:
+                yield factor, value
+
+
+def _too_deep(variant: Variant, row: Named, passes: Passes) -> Iterator[Diagnostic]:
+    """Statistics that take more passes over the keys than kernels make."""
+    nested, positions = nested_sums(row.statistics), segment_positions(passes)
+    for statistic in row.statistics:
+        below = nested[statistic.name]
+        if (statistic.kind is Kind.SUM and below) or positions[statistic.name] > MAX_PASSES:
+            node = row.node_of(statistic)
+            notes = [f"it reads {_described(variant, row, other)}" for other in row.statistics if other.name in below]
+            yield Diagnostic(
+                "normalizer-needs-more-passes",
+                f"`{_text(node)}` takes more passes over the keys than kernels make",
+                variant.origins.first(node),
+                (*notes, "kernels pass over the keys for statistics, and once more for the weights"),
+                'write it so that no sum reads another, or call it with `backend="reference"`',
+            )
+
+
+def _described(variant: Variant, row: Named, statistic: Statistic) -> str:
+    node = row.node_of(statistic)
+    span = variant.origins.first(node)
+    return f"`{_text(node)}`" + ("" if span is None else f" ({span})")
+
+
+def _sink(kin: Exponential | None) -> Expr | None:
+    if kin is None or kin.sinks is None or len(kin.sinks) != 1:
         return None
-    match divisor.args[0] if divisor.args[1] is total else divisor.args[1]:
-        case Apply(op=Op.EXP, args=(Apply(op=Op.SUB, args=(sink, shifted)),)) if shifted is shift:
-            return sink if _is_row_value(sink) else None
-        case Apply(op=Op.EXP, args=(Apply(op=Op.NEG, args=(shifted,)),)) if shifted is shift:
-            return build.real(0.0)
-        case _:
-            return None
+    is_softmax = kin.exponent is build.SCORE and kin.shift is build.row(Reduction.MAX, build.SCORE)
+    return kin.sinks[0] if is_softmax else None
 
 
-def _is_row_value(sink: Expr) -> bool:
-    """Free of the score, of statistics and of the key."""
-    return Axis.K not in axes_of(sink) and not any(isinstance(node, Input | Reduce) for node in postorder(sink))
+def _notes(passes: Passes, terms: tuple[Term, ...], kin: Exponential | None) -> Iterator[str]:
+    for number, part in enumerate(passes, 1):
+        for statistic in part:
+            yield f"pass {number}: {statistic.name} is {_meaning(statistic)}{_rescaled(statistic.rescale)}"
+    for number, term in enumerate(terms):
+        name = "acc" if number == 0 else f"acc_{number}"
+        factor = f", times {_text(term.factor)} at the end"
+        yield f"{name} sums {_text(term.value)} times the values{_rescaled(term.rescale)}{factor}"
+    if not terms:
+        yield f"pass {len(passes) + 1}: the weights, which read statistics of all keys"
+    if kin is not None and kin.sinks is not None:
+        yield f"the weight is exp({_text(kin.exponent)} - lse), before weight mods"
+        if kin.shift is ZERO:
+            yield "the exponential is not shifted by a row maximum: large scores overflow"
+
+
+def _meaning(statistic: Statistic) -> str:
+    match statistic.kind:
+        case Kind.MAX:
+            return f"the maximum of {_text(statistic.integrand)}"
+        case Kind.SUM:
+            return f"the sum of {_text(statistic.integrand)}"
+        case Kind.SOLVE:
+            assert statistic.solve is not None
+            return f"where the sum of {_text(statistic.integrand)} is {_text(statistic.solve.total)}"
+
+
+def _text(expr: Expr) -> str:
+    """An expression on one line."""
+    return print_expr(expr).replace("\n", "; ")
+
+
+def _rescaled(rescale: Expr | None) -> str:
+    return "" if rescale is None else f", rescaled by {_text(rescale)} when a maximum grows"
