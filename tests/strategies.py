@@ -114,13 +114,19 @@ def cases(
     scores: bool = True,
     sinks: bool = True,
     weights: bool = False,
+    row: Callable[[Scope], tuple[Expr, Expr]] | None = None,
 ) -> Case:
-    """Any program: a mask, a score mod over all float operators, softmax with or without a sink, affine weight mods."""
+    """Any program: a mask, a score mod over all float operators, softmax with or without a sink, affine weight mods.
+
+    `row` draws another normalizer and weight mod.
+    """
     scope = Scope(draw, draw(shapes(max_programs, tensor_offsets, max_length)))
     mask, causal = _mask(scope)
     final = score(scope, causal) if scores else build.SCORE
     normalizer = _normalizer(scope) if sinks else normalizers.softmax(scope.builder)
     weight = _weight(scope) if weights else build.WEIGHT
+    if row is not None:
+        normalizer, weight = row(scope)
     return _case(scope, final, mask, normalizer, weight)
 
 

@@ -7,7 +7,7 @@ on the other one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from attndsl.analysis.arithmetic import ONE, ZERO, add, call, div, mul, neg, select, sub
@@ -79,10 +79,10 @@ def factored(expr: Expr) -> Product:
             case Apply(op=Op.RSQRT, args=(operand,)) if float(power).is_integer():
                 stack.append((operand, -power / 2))
             case Apply(op=Op.WHERE, args=(condition, value, nothing)) if nothing is ZERO and power > 0:
-                found.gates[_literal(condition, True)] = None
+                found.gates.update(dict.fromkeys(_literals(condition, True)))
                 stack.append((value, power))
             case Apply(op=Op.WHERE, args=(condition, nothing, value)) if nothing is ZERO and power > 0:
-                found.gates[_literal(condition, False)] = None
+                found.gates.update(dict.fromkeys(_literals(condition, False)))
                 stack.append((value, power))
             case _:
                 found.powers[node] = found.powers.get(node, 0.0) + power
@@ -90,12 +90,16 @@ def factored(expr: Expr) -> Product:
     return found
 
 
-def _literal(condition: Expr, holds: bool) -> Literal:
+def _literals(condition: Expr, holds: bool) -> Iterator[Literal]:
+    """The conditions that must all hold or fail for this one to."""
     match condition:
         case Apply(op=Op.NOT, args=(opposite,)):
-            return opposite, not holds
+            yield from _literals(opposite, not holds)
+        case Apply(op=Op.AND | Op.OR as op, args=args) if holds == (op is Op.AND):
+            for part in args:
+                yield from _literals(part, holds)
         case _:
-            return condition, holds
+            yield condition, holds
 
 
 def _repeated(base: Expr, power: float) -> list[Expr]:

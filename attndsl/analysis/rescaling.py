@@ -139,7 +139,9 @@ def _times(shift: Expr | None, factor: Expr) -> Expr | None:
 
 
 def _together(left: Expr | None, right: Expr | None, combine: Callable[[Expr, Expr], Expr]) -> Expr | None:
-    return None if left is None or right is None else combine(left, right)
+    if left is None or right is None:
+        return None
+    return ZERO if combine is sub and left is right else combine(left, right)
 
 
 def _same(left: Expr, right: Expr) -> bool:
