@@ -33,7 +33,7 @@ class AttnLexer(RegexLexer):
             (_words("tensor", "int", "float", "bool"), Keyword.Type),
             (_words("true", "false", "inf", "nan"), Keyword.Constant),
             (_words(*(c.value for c in Coordinate), *(f.value for f in Flow)), Name.Builtin),
-            (_words(*CALLS, "clamp", "softmax", *(r.value for r in Reduction)), Name.Function),
+            (_words(*CALLS, "clamp", "row_solve", "softmax", *(r.value for r in Reduction)), Name.Function),
             (r"0x[0-9a-fA-F]+|\d+(\.\d*)?([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?", Number),
             (r"[A-Za-z_]\w*", Name),
             (r"\*\*|//|<<|>>|<=|>=|==|!=|[-+*/%&|^~<>=]", Operator),

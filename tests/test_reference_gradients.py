@@ -131,6 +131,16 @@ def test_lse(mod: Mod) -> None:
     check(lse_and_out(mod), qkv())
 
 
+def test_a_sink_gets_the_gradient_of_lse_in_rows_that_see_nothing_too() -> None:
+    def function(sink: Tensor, *inputs: Tensor) -> Tensor:
+        _, aux = ad.attention(mask_mod=causal, normalizer=N.softmax(sink)).reference(*inputs, return_aux=["lse"])
+        assert torch.equal(aux.lse[0, :, 0], sink)
+        found: Tensor = aux.lse
+        return found
+
+    check(function, [captured(HEADS), *qkv()])
+
+
 # Normalizers of one's own.
 
 

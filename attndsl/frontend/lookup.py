@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from attndsl.diagnostics import Span
+from attndsl.frontend import prelude
 from attndsl.frontend.builder import Builder
 from attndsl.frontend.normalizers import softmax
 from attndsl.frontend.scope import (
@@ -131,7 +132,8 @@ class Names:
         return name in self._scope.names(frame.function)
 
     def _unknown(self, name: str, span: Span, frame: Frame) -> None:
-        help_ = suggestion(name, self._scope.names(frame.function))
+        library = prelude.offered() if frame.stage is Stage.NORMALIZER else set()
+        help_ = suggestion(name, self._scope.names(frame.function) | library)
         if name in FUNCTIONS or self._scope.function(name, frame.function) is not None:
             help_ = f"`{name}` is a function: call it, `{name}(...)`"
         elif (layout := self._scope.grid(name, frame.function)) is not None:

@@ -107,6 +107,7 @@ TEXTS = {
     "wrong-stage-library": "attention a {\n    score  sparsemax\n    weight  topk(3)\n}",
     "wrong-arity-library": "attention a {\n    normalizer  topk\n}",
     "unknown-function-library": "attention a {\n    normalizer  sparsmax()\n}",
+    "unknown-name-library": "attention a {\n    normalizer  entmax_15\n}",
     "requirement-operand-library": "attention a(k: int tensor[H]) {\n    normalizer  topk(k[h])\n}",
     "operand-type-statistic": "attention a {\n    normalizer  score / row_sum(score > 0.0) + row_max(q_idx == 1)\n}",
     "normalizer-not-float-bool": "attention a {\n    normalizer  score > row_max(score)\n}",

@@ -16,6 +16,8 @@ from attndsl.frontend.decorators import Mod
 from attndsl.frontend.parse import parse
 from attndsl.ir.fingerprint import fingerprint
 from attndsl.ir.printer import print_variant
+from attndsl.passes.pipeline import run_passes
+from attndsl.reference import attend
 
 N, W = ad.normalizers, ad.weights
 BATCH, HEADS, ROWS, KEYS = 2, 3, 7, 9
@@ -178,6 +180,16 @@ def test_a_row_that_sees_nothing_has_no_weights_and_gradients(name: str) -> None
     assert all(x.grad is not None and x.grad.isfinite().all() for x in (q, k, v))
     assert k.grad is not None
     assert not k.grad[:, :, ROWS - 3 :].any()
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_passes_change_no_bit(name: str) -> None:
+    made = attention(ENTRIES[name].normalizer)
+    before, after = (
+        attend(variant, made._values(), Q.float(), K.float(), V.float()).out
+        for variant in (made.variant, run_passes(made.variant))
+    )
+    assert torch.equal(before, after)
 
 
 @pytest.mark.parametrize("name", ["sparsemax", "entmax15", "taylor", "topk"])
