@@ -72,7 +72,7 @@ def _joined(left: Bands, right: Bands) -> Bands:
 def tile_runs(sources: Sequence[Source], tiling: Tiling) -> Iterator[TileRuns]:
     """The tiles of every tile row, by the union of ranges. A range with a residue covers nothing."""
     is_steady = all(source.moves_one_way for source in sources)
-    cuts = np.unique(np.concatenate([source.cuts() for source in sources])) if is_steady else None
+    cuts = _distinct(np.concatenate([source.cuts() for source in sources])) if is_steady else None
     rows = tiling.batch * tiling.heads * tiling.q_tiles
     step = ROWS_AT_ONCE if is_steady else max(1, QUERIES_AT_ONCE // tiling.block[0])
     for start in range(0, rows, step):
@@ -88,8 +88,14 @@ def _cut(rows: slice, cuts: Array | None, tiling: Tiling) -> tuple[Array, Array]
         single = np.arange(starts[0], starts[-1])
         return single, single
     inside = cuts[np.searchsorted(cuts, starts[0]) : np.searchsorted(cuts, starts[-1])]
-    first = np.union1d(starts[:-1], inside) if len(inside) else starts[:-1]
+    first = _distinct(np.concatenate([starts[:-1], inside])) if len(inside) else starts[:-1]
     return first, np.append(first[1:], starts[-1]) - 1
+
+
+def _distinct(numbers: Array) -> Array:
+    """In ascending order, each once."""
+    ordered = np.sort(numbers)
+    return np.asarray(ordered[np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]])
 
 
 def _settled(sources: Sequence[Source], first: Array, last: Array) -> Bands:

@@ -8,6 +8,7 @@ may be true only apart, and the tile is looked at row by row, on stretches of ke
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from math import gcd
 
 import numpy as np
@@ -28,6 +29,7 @@ EMPTY, PARTIAL, FULL = 0, 1, 2
 CELLS_AT_ONCE = 2**18
 
 
+@lru_cache(maxsize=256)
 def split_tables(mask: Expr) -> tuple[Expr, Expr]:
     """A mask as (what is no table, the tables), two conjunctions; the tables are `true` where there are none."""
     terms = conjuncts(mask)

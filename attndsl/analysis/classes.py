@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from functools import partial
+from functools import lru_cache, partial
 from math import prod
 
 import numpy as np
@@ -118,9 +118,14 @@ def of_matrix(classes: Array) -> Classes:
 
 def _with_numbers(mask: Expr, known: Known) -> Expr:
     """The mask with the integers of the call in it: divisors and factors that are numbers say more."""
-    scalars = (node for node in postorder(mask) if isinstance(node, Scalar) and node.dtype.is_int)
-    numbers: dict[Expr, Expr] = {node: build.integer(int(known.scalars[node.name])) for node in scalars}
-    return substitute(mask, numbers)
+    return _substituted(mask, tuple(known.scalars.items())) if known.scalars else mask
+
+
+@lru_cache(maxsize=256)
+def _substituted(mask: Expr, scalars: tuple[tuple[str, int | float], ...]) -> Expr:
+    values = dict(scalars)
+    nodes = (node for node in postorder(mask) if isinstance(node, Scalar) and node.dtype.is_int)
+    return substitute(mask, {node: build.integer(int(values[node.name])) for node in nodes})
 
 
 def _of_ranges(tiling: Tiling, parts: Callable[[], Iterator[TileRuns]]) -> Classes:

@@ -14,7 +14,7 @@ import numpy as np
 
 from attndsl.analysis.bounds import KeyRange
 from attndsl.analysis.coverage import Cover, coverage
-from attndsl.analysis.intervals import Box, Known, evaluate
+from attndsl.analysis.intervals import Box, Evaluation, Known, evaluate
 from attndsl.analysis.order import Sought, sought
 from attndsl.analysis.steady import conditions, move_one_way, steady_loads, turn_once
 from attndsl.analysis.tiling import Tiling
@@ -83,6 +83,7 @@ class Source:
     searched: tuple[Sought, ...]
     tiling: Tiling
     known: Known
+    evaluation: Evaluation
     steady: frozenset[Load]
     moves_one_way: bool
 
@@ -94,9 +95,9 @@ class Source:
         """The range at the first and at the last query of bands."""
         size = len(first)
         if (first == last).all():
-            limits = self._limits(evaluate(self.roots, _at(first, self.tiling), self.known), size)
+            limits = self._limits(self.evaluation.of(_at(first, self.tiling)), size)
             return Ends(np.stack([limits, limits], axis=1), *np.full((2, size), True))
-        values = evaluate(self.roots, _at(np.concatenate([first, last]), self.tiling), self.known)
+        values = self.evaluation.of(_at(np.concatenate([first, last]), self.tiling))
         limits = self._limits(values, 2 * size).reshape(4, 2, size)
         return Ends(limits, self._closed_alike(values, size), self._has_no_gap(values, size))
 
@@ -107,12 +108,6 @@ class Source:
         for found in self.searched:
             if found.is_lower is is_lower:
                 yield found.value, found.order.falls
-
-    @property
-    def roots(self) -> tuple[Expr, ...]:
-        """Everything that is evaluated."""
-        inner = (node for bound in self.searched for node in (bound.value, *bound.indices))
-        return (*self.keys.lower, *self.keys.upper, *self.keys.gates, *inner)
 
     def _limits(self, values: Mapping[Expr, Value], size: int) -> Array:
         """The limits of single queries, [4, queries]."""
@@ -181,10 +176,11 @@ def prepare(keys: KeyRange, tiling: Tiling, known: Known) -> Source:
     solved = {term: sought(term, known.summaries, tiling.kv_len) for term in keys.residue}
     rest = replace(keys, residue=tuple(term for term in keys.residue if not solved[term]))
     searched = tuple(bound for bounds in solved.values() for bound in bounds)
-    found = Source(rest, searched, tiling, known, frozenset(), moves_one_way=False)
-    steady = steady_loads(found.roots, tiling.batch * tiling.heads * tiling.q_len, known)
+    roots = (*rest.lower, *rest.upper, *rest.gates, *(node for bound in searched for node in bound.roots))
+    steady = steady_loads(roots, tiling.batch * tiling.heads * tiling.q_len, known)
+    found = Source(rest, searched, tiling, known, Evaluation(roots, tiling.whole, known), steady, moves_one_way=False)
     sides = (move_one_way(found.side(is_lower), steady) for is_lower in (True, False))
-    return replace(found, steady=steady, moves_one_way=all(sides) and turn_once(keys.gates, steady))
+    return replace(found, moves_one_way=all(sides) and turn_once(keys.gates, steady))
 
 
 def _at(query: Array, tiling: Tiling) -> Box:
@@ -203,17 +199,18 @@ def _row(indices: tuple[Expr, ...], shape: tuple[int, ...], values: Mapping[Expr
     """Which row along the last axis the indices before it choose."""
     row = np.zeros(size, np.int64)
     for index, count in zip(indices, shape, strict=False):
-        place = np.clip(_flat(_interval(values[index]).lo, size), 0, count - 1)
+        place = np.minimum(np.maximum(_flat(_interval(values[index]).lo, size), 0), count - 1)
         row = row * count + place.astype(np.int64)
     return row
 
 
 def _clipped(end: Array, size: int) -> Array:
-    return np.asarray(np.clip(_flat(end, size), -FAR, FAR), np.int64)
+    return np.minimum(np.maximum(_flat(end, size), -FAR), FAR).astype(np.int64, copy=False)
 
 
 def _flat(array: Array, size: int) -> Array:
-    return np.broadcast_to(array.reshape(-1), size)
+    flat = array.reshape(-1)
+    return flat if flat.size == size else np.broadcast_to(flat, size)
 
 
 def _interval(value: Value) -> Interval:

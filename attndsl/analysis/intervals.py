@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from attndsl.analysis import values as v
 from attndsl.analysis.assumptions import Fact, facts_of, literals
@@ -36,6 +36,8 @@ ROOM = 2**61
 """int64 arithmetic is used only where no number exceeds this; the rest of the bits is slack for one more operation."""
 EXACT_IN_FLOAT32 = 2**24
 
+INT64, UNLIMITED = np.dtype(np.int64), np.dtype(object)
+
 
 @dataclass(frozen=True, slots=True)
 class Box:
@@ -54,7 +56,7 @@ class Box:
 
 def whole(lo_hi: Mapping[Coordinate, tuple[int, int]]) -> Box:
     """One box from plain integers, in Python integers."""
-    return Box({c: Interval(v.constant(lo, object).lo, v.constant(hi, object).lo) for c, (lo, hi) in lo_hi.items()})
+    return Box({c: _between(lo, hi) for c, (lo, hi) in lo_hi.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,27 +76,25 @@ class Evaluation:
     """An evaluation of many parts of one box, which is measured once."""
 
     def __init__(self, roots: tuple[Expr, ...], box: Box, known: Known, assume: tuple[Expr, ...] = ()) -> None:
-        hull = _Interpreter(box.hull(), known, np.dtype(object))
-        hull.measure(roots, assume)
-        self._fits = hull.peak <= ROOM
+        self._fits = _Measure(box.hull(), known).of(roots, assume) <= ROOM
         self._roots, self._known, self._assume = roots, known, assume
 
     def of(self, part: Box) -> dict[Expr, Value]:
         """The value of every node below the roots on a part of the box."""
         if not self._fits:
             return evaluate_exactly(self._roots, part.unlimited(), self._known, self._assume)
-        return _interpreted(part, self._known, np.dtype(np.int64), self._roots, self._assume)
+        return _interpreted(part, self._known, INT64, self._roots, self._assume)
 
 
 def evaluate_exactly(
     roots: tuple[Expr, ...], box: Box, known: Known, assume: tuple[Expr, ...] = ()
 ) -> dict[Expr, Value]:
     """The same over boxes of Python integers, in which nothing can wrap."""
-    return _interpreted(box, known, np.dtype(object), roots, assume)
+    return _interpreted(box, known, UNLIMITED, roots, assume)
 
 
 def _interpreted(
-    box: Box, known: Known, dtype: np.dtype[np.generic], roots: tuple[Expr, ...], assume: tuple[Expr, ...]
+    box: Box, known: Known, dtype: np.dtype[Any], roots: tuple[Expr, ...], assume: tuple[Expr, ...]
 ) -> dict[Expr, Value]:
     interpreter = _Interpreter(box, known, dtype)
     interpreter.narrow(roots, assume)
@@ -102,11 +102,26 @@ def _interpreted(
     return interpreter.values
 
 
+@lru_cache(maxsize=1024)
+def _below(roots: tuple[Expr, ...]) -> tuple[Expr, ...]:
+    """Everything below the roots, operands first."""
+    return tuple(postorder(*roots))
+
+
+@dataclass(frozen=True, slots=True)
+class _Learnt:
+    """The forms and congruences of everything below some roots; of the assumptions, their facts, the terms of these
+    and the truth of every boolean they settle."""
+
+    forms: Mapping[Expr, Form] = field(default_factory=dict)
+    congruences: Mapping[Expr, Congruence] = field(default_factory=dict)
+    facts: tuple[Fact, ...] = ()
+    terms: tuple[Expr, ...] = ()
+    settled: Mapping[Expr, bool] = field(default_factory=dict)
+
+
 @lru_cache(maxsize=256)
-def _learnt(
-    roots: tuple[Expr, ...], assume: tuple[Expr, ...], scalars: tuple[tuple[str, int | float], ...]
-) -> tuple[Mapping[Expr, Form], Mapping[Expr, Congruence], tuple[Fact, ...]]:
-    """The forms and congruences of everything below, and the facts in the assumptions."""
+def _learnt(roots: tuple[Expr, ...], assume: tuple[Expr, ...], scalars: tuple[tuple[str, int | float], ...]) -> _Learnt:
     everything, numbers = (*roots, *assume), dict(scalars)
     constants: dict[Expr, int] = {
         node: int(numbers[node.name])
@@ -114,58 +129,45 @@ def _learnt(
         if isinstance(node, Scalar) and node.dtype.is_int and node.name in numbers
     }
     forms = forms_below(everything, constants)
-    return forms, congruences_below(everything, forms), facts_of(dict(literals(assume)), forms)
+    settled = dict(literals(assume))
+    facts = facts_of(settled, forms)
+    terms = tuple(dict.fromkeys(term for fact in facts for term in fact.form.terms))
+    return _Learnt(forms, congruences_below(everything, forms), facts, terms, settled)
 
 
 class _Interpreter:
     """One interpretation: fills `values` node by node, operands first."""
 
-    def __init__(self, box: Box, known: Known, dtype: np.dtype[np.generic]) -> None:
+    def __init__(self, box: Box, known: Known, dtype: np.dtype[Any]) -> None:
         self.box = box
         self.known = known
-        self.dtype: npt.DTypeLike = dtype
+        self.dtype = dtype
         self.values: dict[Expr, Value] = {}
-        self.forms: Mapping[Expr, Form] = {}
-        self.congruences: Mapping[Expr, Congruence] = {}
+        self.learnt = _Learnt()
         self.facts: tuple[Fact, ...] = ()
-        self.peak = 0
         self._narrower: dict[Expr, Interval] = {}
-        self._assumed: dict[Expr, bool] = {}
-
-    def measure(self, roots: tuple[Expr, ...], assume: tuple[Expr, ...]) -> None:
-        """Meet every number a narrowed interpretation of any part of the box could meet, without narrowing."""
-        facts = self._learn(roots, assume)
-        self._run_terms(facts)
-        self.facts = facts
-        self.run((*roots, *assume))
-        for fact in facts:
-            for term in fact.form.terms:
-                self._note(self._narrowed(term, fact))
+        self._assumed: Mapping[Expr, bool] = {}
 
     def narrow(self, roots: tuple[Expr, ...], assume: tuple[Expr, ...]) -> None:
         """Restrict what follows to pairs on which the assumptions hold."""
-        facts = self._learn(roots, assume)
-        self._run_terms(facts)
-        for fact in facts:
+        self.learn(roots, assume)
+        for fact in self.learnt.facts:
             for term in fact.form.terms:
                 self._narrower[term] = self._narrowed(term, fact)
-        self.facts, self._assumed = facts, dict(literals(assume))
+        self.facts, self._assumed = self.learnt.facts, self.learnt.settled
         # What was computed without the assumptions is done again; the terms of facts are needed whatever the roots are.
         self.values = dict(self._narrower)
 
     def run(self, roots: tuple[Expr, ...]) -> None:
         """Interpret everything below the roots."""
-        for node in postorder(*roots):
+        for node in _below(roots):
             if node not in self.values:
                 self.values[node] = self._interpreted(node)
 
-    def _run_terms(self, facts: tuple[Fact, ...]) -> None:
-        self.run(tuple(dict.fromkeys(term for fact in facts for term in fact.form.terms)))
-
-    def _learn(self, roots: tuple[Expr, ...], assume: tuple[Expr, ...]) -> tuple[Fact, ...]:
-        """The facts in the assumptions; the forms of everything below are filled in on the way."""
-        self.forms, self.congruences, facts = _learnt(roots, assume, tuple(self.known.scalars.items()))
-        return facts
+    def learn(self, roots: tuple[Expr, ...], assume: tuple[Expr, ...]) -> None:
+        """What the program says whatever the box, and the values of the terms of facts."""
+        self.learnt = _learnt(roots, assume, tuple(self.known.scalars.items()))
+        self.run(self.learnt.terms)
 
     def _narrowed(self, term: Expr, fact: Fact) -> Interval:
         """The interval of one term of a fact, from the others'."""
@@ -191,7 +193,7 @@ class _Interpreter:
             if narrower is not None:
                 value = v.meet(value, narrower.lo, narrower.hi)
             self._note(value)
-            value = self._sharpened(value, self.congruences[node])
+            value = self._sharpened(value, self.learnt.congruences[node])
         truth = self._assumed.get(node)
         return value if truth is None else v.verdict(truth)
 
@@ -235,8 +237,9 @@ class _Interpreter:
 
     def _correlated(self, value: Interval, node: Expr, args: tuple[Expr, ...]) -> Interval:
         """The operand-wise interval narrowed by the form's: they differ only where operands share terms."""
-        form = self.forms[node]
-        if len(args) == 2 and self.forms[args[0]].shares_terms(self.forms[args[1]]) and node not in form.terms:
+        forms = self.learnt.forms
+        form = forms[node]
+        if len(args) == 2 and forms[args[0]].shares_terms(forms[args[1]]) and node not in form.terms:
             span = self._span(form)
             value = v.meet(value, span.lo, span.hi)
         return self._by_facts(value, form)
@@ -260,14 +263,14 @@ class _Interpreter:
             found = self._same_remainder(left, right)
             if found is not None:
                 return found if op is Op.EQ else v.logical_not(found)
-        form = self.forms[left].plus(self.forms[right], -1)
-        return v.compare(op, of_form(form, self.congruences).within(self._difference(left, right, form)))
+        form = self.learnt.forms[left].plus(self.learnt.forms[right], -1)
+        return v.compare(op, of_form(form, self.learnt.congruences).within(self._difference(left, right, form)))
 
     def _difference(self, left: Expr, right: Expr, form: Form) -> Interval:
         """The interval of `left - right`, whose form is given."""
         difference = v.sub(self._integer(left), self._integer(right))
         self._note(difference)
-        if self.forms[left].shares_terms(self.forms[right]):
+        if self.learnt.forms[left].shares_terms(self.learnt.forms[right]):
             span = self._span(form)
             difference = v.meet(difference, span.lo, span.hi)
         return self._by_facts(difference, form)
@@ -278,18 +281,18 @@ class _Interpreter:
             match side, other:
                 case Apply(op=Op.MOD, args=(x, n)), Apply(op=Op.MOD, args=(y, m)) if n is m:
                     return self._divides(n, x, y)
-                case Apply(op=Op.MOD, args=(x, n)), _ if self.forms[other].is_constant:
+                case Apply(op=Op.MOD, args=(x, n)), _ if self.learnt.forms[other].is_constant:
                     return self._divides(n, x, other)
         return None
 
     def _divides(self, n: Expr, x: Expr, y: Expr) -> Truth | None:
         """Whether a known positive number n divides `x - y`; a y that is a number must be a remainder."""
-        divisor, form = self.congruences[n], self.forms[x].plus(self.forms[y], -1)
+        divisor, form = self.learnt.congruences[n], self.learnt.forms[x].plus(self.learnt.forms[y], -1)
         if not divisor.is_number or not 0 < divisor.residue <= MAX_MODULUS:
             return None
-        if self.forms[y].is_constant and not 0 <= self.forms[y].constant < divisor.residue:
+        if self.learnt.forms[y].is_constant and not 0 <= self.learnt.forms[y].constant < divisor.residue:
             return None
-        known = of_form(form, self.congruences)
+        known = of_form(form, self.learnt.congruences)
         multiples = known.and_also(Congruence(divisor.residue, 0))
         if multiples is None:
             return v.verdict(False)
@@ -367,16 +370,39 @@ class _Interpreter:
         return value
 
     def _note_number(self, number: int) -> None:
-        if self.dtype == object:
-            self.peak = max(self.peak, number)
+        """Meet a number; only a measurement remembers it."""
 
     def _note(self, value: Interval) -> None:
-        """Remember the largest number met, where numbers are unlimited."""
-        if self.dtype == object:
-            ends = (value.lo.min(), value.lo.max(), value.hi.min(), value.hi.max())
-            self.peak = max(self.peak, *(abs(int(end)) for end in ends))
+        """Meet the ends of an interval; only a measurement remembers them."""
+
+
+class _Measure(_Interpreter):
+    """An interpretation of one box, in Python integers, that remembers the largest number it meets."""
+
+    def __init__(self, box: Box, known: Known) -> None:
+        super().__init__(box, known, UNLIMITED)
+        self._peak = 0
+
+    def of(self, roots: tuple[Expr, ...], assume: tuple[Expr, ...]) -> int:
+        """The largest number a narrowed interpretation of any part of the box could meet; nothing is narrowed here."""
+        self.learn(roots, assume)
+        self.facts = self.learnt.facts
+        self.run((*roots, *assume))
+        for fact in self.facts:
+            for term in fact.form.terms:
+                self._note(self._narrowed(term, fact))
+        return self._peak
+
+    def _note_number(self, number: int) -> None:
+        self._peak = max(self._peak, number)
+
+    def _note(self, value: Interval) -> None:
+        self._peak = max(self._peak, abs(value.lo.item()), abs(value.hi.item()))
 
 
 def _hull(interval: Interval) -> Interval:
-    lo = v.constant(int(interval.lo.min()), object).lo
-    return Interval(lo, v.constant(int(interval.hi.max()), object).lo)
+    return _between(*interval.extremes)
+
+
+def _between(lo: int, hi: int) -> Interval:
+    return Interval(v.constant(lo, UNLIMITED).lo, v.constant(hi, UNLIMITED).lo)

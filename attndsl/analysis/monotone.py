@@ -5,8 +5,8 @@ Then its extremes over a tile of queries are at the first and the last of them.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from enum import Enum
+from functools import lru_cache
 
 from attndsl.analysis.axes import axes_of
 from attndsl.ir import build
@@ -29,7 +29,8 @@ class Trend(Enum):
         return {Trend.RISING: Trend.FALLING, Trend.FALLING: Trend.RISING}.get(self, self)
 
 
-def trend_in_query(root: Expr, steady: Collection[Expr] = ()) -> Trend:
+@lru_cache(maxsize=1024)
+def trend_in_query(root: Expr, steady: frozenset[Expr] = frozenset()) -> Trend:
     """The trend of an integer expression in `q_idx`, by its structure; what is `steady` does not move."""
     trends: dict[Expr, Trend] = {}
     for node in postorder(root):

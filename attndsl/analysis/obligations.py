@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import lru_cache
 
 import numpy as np
 
@@ -64,7 +65,7 @@ class Obligation:
 
     def holds(self, value: Interval) -> bool:
         """Whether no integer of the interval breaks it."""
-        lo, hi = int(value.lo.min()), int(value.hi.max())
+        lo, hi = value.extremes
         match self.kind:
             case Kind.DIVISOR:
                 return lo > 0 or hi < 0
@@ -120,13 +121,18 @@ def call_box(batch: int, heads: int, q_len: int, kv_len: int, q_offset: tuple[in
 
 def obligations(variant: Variant, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Obligation, ...]:
     """Everything that must hold, with how it is reached."""
-    reached = ways_to_reach(variant)
-    return tuple(found for node in reached for found in _of_node(node, reached[node], shapes))
+    return _obligations(variant, tuple(shapes.items()))
+
+
+@lru_cache(maxsize=64)
+def _obligations(variant: Variant, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> tuple[Obligation, ...]:
+    reached, by_name = ways_to_reach(variant), dict(shapes)
+    return tuple(found for node in reached for found in _of_node(node, reached[node], by_name))
 
 
 def check_call(variant: Variant, box: Box, known: Known, layouts: Mapping[str, Layout]) -> Verdict:
     """Decide every obligation of a call that ranges can decide."""
-    if any(int(interval.lo.min()) > int(interval.hi.max()) for interval in box.ranges.values()):
+    if any(lo > hi for lo, hi in (interval.extremes for interval in box.ranges.values())):
         return Verdict()
     found = obligations(variant, {name: layout.shape for name, layout in layouts.items()})
     values = evaluate_exactly(variant.roots, box, known)
@@ -200,7 +206,7 @@ def _refusal(variant: Variant, obligation: Obligation, box: Box, known: Known) -
     """The diagnostic for an obligation that is broken for certain, or that nobody could check before the call."""
     value = evaluate_exactly((obligation.operand,), box, known)[obligation.operand]
     found = _interval(value)
-    lo, hi = int(found.lo.min()), int(found.hi.max())
+    lo, hi = found.extremes
     ranges = (f"it takes values from {lo} to {hi} over all pairs",) if lo < hi else ()
     if obligation.depends_on_data:
         return broken(variant, obligation, ("it depends on the score, so it must be bounded where it is written",))
@@ -259,7 +265,7 @@ def _overflows(variant: Variant, values: Mapping[Expr, Value], box: Box, known: 
     for node in innermost:
         if not _fits_where_reached(node, reached[node], box, known):
             value = _interval(values[node])
-            lo, hi = int(value.lo.min()), int(value.hi.max())
+            lo, hi = value.extremes
             does = "leaves" if lo == hi else "may leave"
             yield Diagnostic(
                 "integer-overflow",
@@ -275,7 +281,8 @@ def _fits_where_reached(node: Expr, reached: tuple[Guards, ...], box: Box, known
 
 
 def _within(value: Interval, lo: int = INT64_MIN, hi: int = INT64_MAX) -> bool:
-    return int(value.lo.min()) >= lo and int(value.hi.max()) <= hi
+    least, greatest = value.extremes
+    return least >= lo and greatest <= hi
 
 
 def _fits_int32(box: Box, values: Mapping[Expr, Value], layouts: Mapping[str, Layout]) -> bool:
@@ -287,13 +294,14 @@ def _fits_int32(box: Box, values: Mapping[Expr, Value], layouts: Mapping[str, La
 
 def _spread(interval: Interval) -> int:
     """How many integers the range of a coordinate holds."""
-    return int(interval.hi.max()) - int(interval.lo.min()) + 1
+    lo, hi = interval.extremes
+    return hi - lo + 1
 
 
 def _nonneg(found: tuple[Obligation, ...], box: Box, values: Mapping[Expr, Value]) -> bool:
     divisors = (o.operand for o in found if o.kind is Kind.DIVISOR and isinstance(o.operand, Scalar))
-    positive = all(int(_interval(values[divisor]).lo.min()) >= 1 for divisor in divisors)
-    return positive and int(box.ranges[Coordinate.Q_IDX].lo.min()) >= 0
+    positive = all(_interval(values[divisor]).extremes[0] >= 1 for divisor in divisors)
+    return positive and box.ranges[Coordinate.Q_IDX].extremes[0] >= 0
 
 
 def _depends_on_data(node: Expr) -> bool:

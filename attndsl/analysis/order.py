@@ -37,16 +37,21 @@ class Sought:
     after: bool
     is_lower: bool
 
+    @property
+    def roots(self) -> tuple[Expr, ...]:
+        """What must be known to find it."""
+        return (self.value, *self.indices)
+
     def ends(self, values: Array, rows: Array) -> Array:
         """The bound for each value among the elements of its row."""
         goals = np.minimum(np.maximum(values, INT64_MIN), INT64_MAX).astype(np.int64)
         if self.order.falls:
             goals = ~goals
-        side = "right" if self.after else "left"
         places = np.empty(goals.shape, np.int64)
-        for row in np.unique(rows).tolist():
+        for row in (0,) if len(self.order.rows) == 1 else np.unique(rows).tolist():
+            elements, starts = self.order.rows[row]
             here = rows == row
-            places[here] = self.order.ascending[row].searchsorted(goals[here], side)
+            places[here] = starts[elements.searchsorted(goals[here], "right" if self.after else "left")]
         return places if self.is_lower else places - 1
 
 

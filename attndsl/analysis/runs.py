@@ -75,10 +75,16 @@ def joined(parts: Iterable[Intervals]) -> Intervals:
 
 def union(intervals: Intervals, columns: int) -> Runs:
     """The places in any of the intervals."""
-    some = intervals.used
-    if (some.row[1:] > some.row[:-1]).all():
-        return Runs(some.row, some.first, some.last)
-    return overlaps(some, 1, columns)
+    some, width = intervals.used, columns + 1
+    start, end = some.row * width + some.first, some.row * width + some.last + 1
+    if (start[1:] < start[:-1]).any():
+        order = np.argsort(start, kind="stable")
+        start, end = start[order], end[order]
+    reach = np.maximum.accumulate(end)
+    apart = start[1:] > reach[:-1]
+    if not apart.all():
+        start, end = start[_led(apart)], reach[_trailed(apart)]
+    return _runs(start, end, width)
 
 
 def overlaps(intervals: Intervals, wanted: int | Array, columns: int) -> Runs:
@@ -90,12 +96,33 @@ def overlaps(intervals: Intervals, wanted: int | Array, columns: int) -> Runs:
     order = np.argsort(place, kind="stable")
     place, depth = place[order], np.cumsum(step[order])
     # What several ends at one place come to counts once all of them did; every row closes what it opened.
-    final = np.append(place[1:] != place[:-1], True)[: len(place)]
+    final = _trailed(place[1:] != place[:-1])[: len(place)]
     place, depth = place[final], depth[final]
     inside = depth >= (wanted if isinstance(wanted, int) else wanted[place // width])
-    before = np.append(False, inside[:-1])[: len(inside)]
-    start, end = place[inside & ~before], place[before & ~inside]
-    return Runs(start // width, start % width, end % width - 1)
+    turns = place[_led(inside[1:] != inside[:-1], bool(inside[:1].any()))[: len(inside)]]
+    start, end = turns[0::2], turns[1::2]
+    return _runs(start, end, width)
+
+
+def _led(flags: Array, first: bool = True) -> Array:
+    """The flags after one more."""
+    found = np.empty(len(flags) + 1, bool)
+    found[0], found[1:] = first, flags
+    return found
+
+
+def _trailed(flags: Array) -> Array:
+    """The flags before one more, which is true."""
+    found = np.empty(len(flags) + 1, bool)
+    found[:-1], found[-1] = flags, True
+    return found
+
+
+def _runs(start: Array, end: Array, width: int) -> Runs:
+    """Runs from places that count through rows of `width`; no run goes on into the next row."""
+    row = start // width
+    first = start - row * width
+    return Runs(row, first, first + (end - start) - 1)
 
 
 def intersection(left: Runs, right: Runs, columns: int) -> Runs:
@@ -110,5 +137,5 @@ def difference(left: Runs, right: Runs, columns: int) -> Runs:
     # Sorted, the ends of a run and those of its holes enclose by twos what is outside of the holes.
     place = np.sort(np.concatenate([end for pair in ends for end in pair]))
     start, end = place[0::2], place[1::2]
-    start, end = start[start < end], end[start < end]
-    return Runs(start // width, start % width, start % width + end - start - 1)
+    some = start < end
+    return _runs(start[some], end[some], width)

@@ -7,6 +7,7 @@ rarely enough to cut stretches there, and whether everything else moves one way 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 from attndsl.analysis.axes import axes_of
 from attndsl.analysis.intervals import Known
@@ -26,11 +27,9 @@ RARELY = 8
 def steady_loads(roots: tuple[Expr, ...], queries: int, known: Known) -> frozenset[Load]:
     """The loads `t[..., q_idx]` of integer and bool tensors that change rarely."""
     return frozenset(
-        node
-        for node in postorder(*roots)
-        if isinstance(node, Load)
-        and _runs_along_queries(node)
-        and len(known.summaries[node.tensor].changes()[0]) * RARELY <= max(queries, RARELY)
+        load
+        for load in _loads_along_queries(roots)
+        if len(known.summaries[load.tensor].changes()[0]) * RARELY <= max(queries, RARELY)
     )
 
 
@@ -69,6 +68,11 @@ def _turns_once(condition: Expr, steady: frozenset[Load]) -> bool:
             return trend_in_query(build.apply(Op.SUB, left, right), steady) is not Trend.UNKNOWN
         case _:
             return trend_in_query(condition, steady) is Trend.FLAT
+
+
+@lru_cache(maxsize=256)
+def _loads_along_queries(roots: tuple[Expr, ...]) -> tuple[Load, ...]:
+    return tuple(node for node in postorder(*roots) if isinstance(node, Load) and _runs_along_queries(node))
 
 
 def _runs_along_queries(load: Load) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from attndsl.analysis.axes import axes_of
-from attndsl.analysis.intervals import Box
+from attndsl.analysis.intervals import Box, whole
 from attndsl.analysis.values import Array, Interval
 from attndsl.ir.nodes import Expr
 from attndsl.ir.types import Axis, Coordinate
@@ -43,13 +43,28 @@ class Tiling:
     def reduced(self, mask: Expr) -> Tiling:
         """The tiling with one batch or head standing for all where the mask does not depend on them."""
         axes = axes_of(mask)
-        offsets_matter = Axis.Q in axes and np.unique(self.q_offset).size > 1
+        offsets_matter = Axis.Q in axes and bool((self.q_offset != self.q_offset[:1]).any())
         by_batch = Axis.B in axes or offsets_matter
         return replace(
             self,
             batch=self.batch if by_batch else min(self.batch, 1),
             heads=self.heads if Axis.H in axes else min(self.heads, 1),
             q_offset=self.q_offset if offsets_matter else self.q_offset[:1],
+        )
+
+    @property
+    def whole(self) -> Box:
+        """All pairs, as one box in Python integers."""
+        first, last = int(self.q_offset.min()), int(self.q_offset.max()) + self.q_len - 1
+        return whole(
+            {
+                Coordinate.B: (0, self.batch - 1),
+                Coordinate.H: (0, self.heads - 1),
+                Coordinate.Q_IDX: (first, last),
+                Coordinate.KV_IDX: (0, self.kv_len - 1),
+                Coordinate.Q_LEN: (self.q_len, self.q_len),
+                Coordinate.KV_LEN: (self.kv_len, self.kv_len),
+            }
         )
 
     def tiles(self, rows: slice, columns: slice) -> Box:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,13 @@ class Interval:
     def is_point(self) -> bool:
         return self.lo is self.hi
 
+    @property
+    def extremes(self) -> tuple[int, int]:
+        """The least and the greatest integer over all tiles."""
+        if self.lo.size == self.hi.size == 1:
+            return int(self.lo.item()), int(self.hi.item())
+        return int(self.lo.min()), int(self.hi.max())
+
 
 @dataclass(frozen=True, slots=True)
 class Truth:
@@ -48,23 +56,27 @@ Value = Interval | Truth | None
 """`None` is a float: nothing is known of it."""
 
 
-def constant(value: int | bool, dtype: npt.DTypeLike) -> Interval:
+@lru_cache(maxsize=1024)
+def constant(value: int, dtype: np.dtype[Any]) -> Interval:
     """One integer on every tile."""
     array = np.empty((1, 1, 1, 1), dtype)
     array[...] = int(value)
+    array.flags.writeable = False
     return Interval(array, array)
 
 
+@lru_cache
 def verdict(value: bool) -> Truth:
     """One truth on every tile."""
     array = np.full((1, 1, 1, 1), value)
-    return Truth(array, ~array)
+    array.flags.writeable = False
+    return Truth(array, np.logical_not(array))
 
 
 UNKNOWN = Truth(np.full((1, 1, 1, 1), True), np.full((1, 1, 1, 1), True))
 
 
-def top(dtype: npt.DTypeLike, bits: int = 62) -> Interval:
+def top(dtype: np.dtype[Any], bits: int = 62) -> Interval:
     """Any integer of that many bits."""
     return Interval(constant(-(2**bits), dtype).lo, constant(2**bits - 1, dtype).lo)
 
@@ -193,7 +205,7 @@ def select(condition: Truth, yes: Value, no: Value) -> Value:
             return None
 
 
-def counted(x: Truth, dtype: npt.DTypeLike) -> Interval:
+def counted(x: Truth, dtype: np.dtype[Any]) -> Interval:
     """A bool as 0 or 1."""
     zero, one = constant(0, dtype).lo, constant(1, dtype).lo
     return Interval(np.where(x.can_be_false, zero, one), np.where(x.can_be_true, one, zero))

@@ -10,6 +10,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import chain
 
 import torch
@@ -96,7 +97,7 @@ class FactBook:
         q_offset: int | Tensor,
     ) -> None:
         """Refuse (batch, heads, q_len, kv_len) on which the mask provably has no meaning; scores are left alone."""
-        mask = replace(source, score=build.SCORE, normalizer=build.SCORE, weight=build.WEIGHT)
+        mask = _mask_alone(source)
         box = call_box(*sizes, _offset_range(q_offset))
         refusals = check_call(mask, box, self.known(source, values), layouts(source, values)).refusals
         if refusals:
@@ -188,6 +189,11 @@ class FactBook:
             raise CallError(refusals)
         fast = grants_of(program, box, known, places, call.scale).fast
         return Facts(fast), any(map(_reads_floats, verdict.undecided))
+
+
+@lru_cache(maxsize=64)
+def _mask_alone(variant: Variant) -> Variant:
+    return replace(variant, score=build.SCORE, normalizer=build.SCORE, weight=build.WEIGHT)
 
 
 def _reads_floats(obligation: Obligation) -> bool:

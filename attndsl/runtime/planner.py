@@ -13,6 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from attndsl.analysis.bounds import KeyRange, Strategy, choose_strategy, key_ran
 from attndsl.analysis.classes import Classes, classify
 from attndsl.analysis.intervals import Known
 from attndsl.analysis.tiling import Tiling
+from attndsl.analysis.values import Array
 from attndsl.ir.nodes import Expr
 from attndsl.ir.variant import Variant
 from attndsl.runtime.dense_tiles import look_at_pairs, on_device, pairs
@@ -128,7 +130,7 @@ def plan_blocks(
     `known` hands in what the caller keeps of the values (summaries of captured tensors).
     """
     check_requirements(variant, values, q_len, kv_len, q_offset)
-    offsets = torch.as_tensor(q_offset).to("cpu", torch.int64).reshape(-1).numpy()
+    offsets = _offsets(q_offset)
     tiling = Tiling(batch, heads, q_len, kv_len, block, offsets).reduced(variant.mask)
     known = known_values(variant, values) if known is None else known
     tiles = classify(variant.mask, tiling, known)
@@ -139,6 +141,13 @@ def plan_blocks(
     if strategy is Strategy.TABLE and tiles.counts["partial"] == prod(tiling.shape):
         strategy = Strategy.DENSE
     return BlockPlan(strategy, _reasons(variant.mask, tiles.exact), variant, values, tiling, tiles)
+
+
+def _offsets(q_offset: int | Tensor) -> Array:
+    """One, or one for each batch."""
+    if isinstance(q_offset, Tensor):
+        return np.asarray(q_offset.to("cpu", torch.int64).reshape(-1).numpy())
+    return np.array([q_offset], np.int64)
 
 
 @lru_cache(maxsize=256)

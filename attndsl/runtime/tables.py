@@ -73,16 +73,19 @@ def _records(part: TileRuns, tiling: Tiling) -> tuple[Array, Array]:
     if tiling.kv_len % tiling.block[1]:
         last = np.minimum(full.last, tiling.kv_tiles - 2)
         full = runs.union(Intervals(full.row, full.first, last), tiling.kv_tiles)
-    partial = runs.difference(part.needed, full, tiling.kv_tiles)
-    row = np.concatenate([partial.row, full.row])
-    start, end = np.concatenate([partial.first, full.first]), np.concatenate([partial.last, full.last]) + 1
-    order = np.argsort(row * (tiling.kv_tiles + 1) + start, kind="stable")
-    is_full = (order >= len(partial.row)).astype(bool)
-    row, start, end = row[order], start[order], end[order]
-    touches = (row[1:] == row[:-1]) & (start[1:] == end[:-1])
-    leads = np.append(touches & is_full[1:], False)[: len(row)] & ~is_full
-    led = np.append(False, leads[:-1])[: len(row)]
-    first = np.where(led, np.append(0, start[:-1])[: len(row)], start)
-    tiles = np.stack([first, np.where(is_full, start, end), end], axis=1)[~leads]
-    keys = np.minimum(tiles * tiling.block[1], tiling.kv_len).astype(np.int32)
-    return keys, np.bincount(row[~leads] - part.rows.start, minlength=part.rows.stop - part.rows.start)
+    needed, width = part.needed, tiling.kv_tiles + 1
+    start, full_start = (some.row * width + some.first for some in (needed, full))
+    end, full_end = (some.row * width + some.last + 1 for some in (needed, full))
+    # Each full run is led by what lies between it and the full run before, or the start of its needed run; what lies
+    # after the last one is a record of its own.
+    owner = np.searchsorted(start, full_start, "right") - 1
+    lead, rest = start[owner], start.copy()
+    again = owner[1:] == owner[:-1]
+    lead[1:][again] = full_end[:-1][again]
+    rest[owner] = full_end
+    tail = rest < end
+    places = np.concatenate([(lead, full_start, full_end), (rest[tail], end[tail], end[tail])], axis=1)
+    places = places[:, np.argsort(places[0])]
+    row = places[0] // width
+    keys = np.minimum((places - row * width) * tiling.block[1], tiling.kv_len).astype(np.int32).T.copy()
+    return keys, np.bincount(row - part.rows.start, minlength=part.rows.stop - part.rows.start)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from attndsl.analysis.congruences import Congruence, congruence, congruences_below
 from attndsl.analysis.forms import forms_below
 from attndsl.analysis.intervals import Known, evaluate, whole
-from attndsl.analysis.values import Interval, Truth, constant
+from attndsl.analysis.values import Interval, Truth
 from attndsl.ir import build
 from attndsl.ir.nodes import Expr
 from attndsl.ir.ops import Op
@@ -46,7 +46,7 @@ def test_sets_of_remainders_combine_as_sets(left: Congruence, right: Congruence)
 
 @given(SETS, NUMBERS, st.integers(0, 30))
 def test_an_interval_is_narrowed_to_its_members(known: Congruence, low: int, width: int) -> None:
-    inside = known.within(Interval(constant(low, np.int64).lo, constant(low + width, np.int64).lo))
+    inside = known.within(Interval(np.array([low]), np.array([low + width])))
     found = sorted(members(known, 100) & set(range(low, low + width + 1)))
     if known.modulus > 1:
         lo, hi = int(inside.lo.min()), int(inside.hi.max())

@@ -211,7 +211,14 @@ def walked(plan: BlockPlan) -> Tensor:
 
 def forget() -> None:
     """Results remembered from before a fault was put in, or taken out."""
-    for function in (intervals._learnt, bounds.key_ranges, bounds.choose_strategy):
+    for function in (
+        intervals._learnt,
+        bounds.key_ranges,
+        bounds.choose_strategy,
+        monotone.trend_in_query,
+        values.constant,
+        values.verdict,
+    ):
         function.cache_clear()
 
 
@@ -275,9 +282,12 @@ FAULTS = (
     fault(order.Sought.ends, "places - 1", "places"),
     fault(runs.overlaps, "some.last + 1", "some.last"),
     fault(runs.overlaps, "depth >=", "depth >"),
-    fault(runs.overlaps, "end % width - 1", "end % width"),
+    fault(runs.union, "start[1:] > reach[:-1]", "start[1:] >= reach[:-1]"),
+    fault(runs.union, "np.maximum.accumulate(end)", "end"),
+    fault(runs.union, "(start[1:] < start[:-1]).any()", "(start[1:] < start[:-1]).all()"),
+    fault(runs._runs, "(end - start) - 1", "(end - start)"),
     fault(runs.intersection, "2, columns", "1, columns"),
-    fault(runs.difference, "end - start - 1", "end - start"),
+    fault(runs.difference, "np.sort(", "np.asarray("),
     fault(quadtree._box, "np.minimum(first + squares.size * size, length)", "(first + squares.size * size)"),
     fault(quadtree._hull, "np.minimum.reduceat", "np.maximum.reduceat"),
     fault(quadtree._meet, "squares.column <= last", "squares.column < last"),
@@ -315,7 +325,9 @@ FAULTS = (
     fault(summaries._slide, "slice(0, size - step), slice(step, size)", "slice(0, size - step), slice(0, size - step)"),
     fault(pieces._looked_at, "np.where(dead", "np.where(~dead"),
     fault(tables._records, "tiling.kv_tiles - 2", "tiling.kv_tiles - 1"),
-    fault(tables._records, "first = np.where(led", "first = np.where(leads"),
+    fault(tables._records, "rest[owner] = full_end", "rest[owner] = full_start"),
+    fault(tables._records, "owner[1:] == owner[:-1]", "owner[1:] != owner[:-1]"),
+    fault(tables._records, "rest < end", "rest > end"),
 )
 
 

@@ -97,4 +97,7 @@ def test_order_and_changes_of_rows(rows: list[list[int]], length: int) -> None:
     assert (order is not None) == (rises or falls)
     if order is not None:
         assert order.falls == (not rises)
-        assert (order.ascending == np.array([[~n if order.falls else n for n in part] for part in parts])).all()
+        for part, (elements, starts) in zip(parts, order.rows, strict=True):
+            ascending = [~n if order.falls else n for n in part]
+            assert np.repeat(elements, np.diff(starts)).tolist() == ascending
+            assert elements.tolist() == sorted(set(ascending))
