@@ -21,7 +21,8 @@ from attndsl.analysis.bounds import choose_strategy
 from attndsl.analysis.calculus import cotangents
 from attndsl.analysis.natural import natural_divisions
 from attndsl.analysis.proofs import row_proofs
-from attndsl.analysis.streaming import Kind, Refusal, Statistic, Streaming, stream
+from attndsl.analysis.statistics import Kind, Statistic
+from attndsl.analysis.streaming import Refusal, Streaming, stream
 from attndsl.analysis.structure import Structure, structure_of
 from attndsl.codegen.names import kernel_names
 from attndsl.codegen.placement import Placer, Scope, Side, origin_of, scope_of

@@ -13,7 +13,8 @@ from functools import cached_property
 from attndsl.analysis.bounds import Strategy
 from attndsl.analysis.infinite import may_be_infinite
 from attndsl.analysis.proofs import Claim, Proof
-from attndsl.analysis.streaming import Kind, Statistic, Streaming
+from attndsl.analysis.statistics import Kind, Statistic
+from attndsl.analysis.streaming import Streaming
 from attndsl.codegen.names import row_pointer
 from attndsl.codegen.placement import Placement, Side
 from attndsl.codegen.walk import KeyWalk

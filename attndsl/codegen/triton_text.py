@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from attndsl.analysis.axes import axes_of
-from attndsl.analysis.streaming import Statistic
+from attndsl.analysis.statistics import Statistic
 from attndsl.codegen.placement import Scope, Side, Statement, scope_of
 from attndsl.codegen.plan import KernelPlan, padded
 from attndsl.codegen.proofs import header_lines
