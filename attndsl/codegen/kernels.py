@@ -127,12 +127,20 @@ def plan_kernel(derivation: Derivation, name: str, spec: Specialisation) -> Kern
         return _forward(derivation, spec)
     if name in derivation.statistics_kernels:
         number = derivation.statistics_kernels.index(name)
-        statistics = _over_products(derivation, derivation.streaming.passes[number])
-        return _planned(derivation, name, spec, Side.QUERIES, statistics)
+        return _statistics(derivation, name, number, spec)
     if name in derivation.backward_kernels:
         return _BACKWARD[name](derivation, spec)
     known = ", ".join(f"`{kernel}`" for kernel in derivation.kernels)
     raise fail(CallError, "unknown-kernel", f"there is no kernel `{name}`", None, help=f"the kernels are {known}")
+
+
+def _statistics(derivation: Derivation, name: str, number: int, spec: Specialisation) -> KernelPlan:
+    """One pass of statistics; after the last the log of the divisor is known, where there is one."""
+    streaming = derivation.streaming
+    statistics = _over_products(derivation, streaming.passes[number])
+    is_last = number + 1 == len(streaming.passes)
+    at_end = (streaming.lse,) if is_last and streaming.lse is not None else ()
+    return _planned(derivation, name, spec, Side.QUERIES, statistics, at_end=at_end)
 
 
 def _forward(derivation: Derivation, spec: Specialisation) -> KernelPlan:
@@ -200,14 +208,16 @@ def _planned(
     statistics = tuple(replace(part, integrand=substitute(part.integrand, grown)) for part in statistics)
     products = tuple(replace(part, value=substitute(part.value, grown)) for part in products)
     peaks = [part.integrand for part in statistics if part.kind is Kind.MAX]
-    rest = [*(part.value for part in products), *(part.integrand for part in statistics if part.kind is Kind.SUM)]
+    rest = [*(part.value for part in products), *(part.integrand for part in statistics if part.kind is not Kind.MAX)]
     moves = [move for move in (*(p.rescale for p in products), *(s.rescale for s in statistics)) if move is not None]
-    roots = (program.mask, program.score, *peaks, *rest, *moves, *at_end)
+    solves = (part.solve for part in statistics if part.solve is not None)
+    bracket = tuple(part for solve in solves for part in (solve.total, solve.lower, solve.upper))
+    roots = (program.mask, program.score, *peaks, *rest, *moves, *at_end, *bracket)
     known = {value.name for value in postorder(*roots) if isinstance(value, RowValue)}
     own = {part.name for part in statistics} | {part.grown.name for part in statistics}
     params = used_params(program, roots)
     symbols = kernel_names((param.name for param in params), known | own)
-    hints = {part.value: _HINTS.get(part.name, "p") for part in reversed(products)}
+    hints = _hints(products)
     placer = Placer(program, symbols, side, hints, frozenset(own), taken=known | own)
     placement = placer.place((program.score,), (program.mask,), later=(*peaks, *rest))
     if derivation.final is not build.SCORE:
@@ -227,12 +237,13 @@ def _planned(
         products=products,
         kept=tuple(sorted(known - own)),
         at_end=at_end,
+        bracket=bracket,
         params=params,
         symbols=symbols,
         placement=placement,
         peaks=placer.place(peaks, later=rest),
         rest=placer.place((*rest, *moves)),
-        last=Placer(program, symbols, side, _divisors(at_end), taken=placer.taken).place((*at_end, *sink)),
+        last=Placer(program, symbols, side, _divisors(at_end), taken=placer.taken).place((*at_end, *sink, *bracket)),
         names=placer.names,
         rows=row_proofs(program.mask, program.score) if spec.fast else (),
         cheap_division=natural_divisions(roots) if spec.fast else frozenset(),
@@ -248,8 +259,11 @@ def _divisors(values: Iterable[Expr]) -> dict[Expr, str]:
     return {node.args[1]: "divisor" for node in divided if not isinstance(node.args[1], RowValue)}
 
 
-_HINTS = {"dq": "ds", "dk": "ds"}
-"""Names of the values of products; `p` for weights."""
+def _hints(products: tuple[Product, ...]) -> dict[Expr, str]:
+    """Names of the values of products: `ds` for derivatives by the score, `p` for weights."""
+    weights = [part.value for part in products if part.name not in ("dq", "dk")]
+    derivatives = {part.value: "ds" for part in products if part.name in ("dq", "dk")}
+    return derivatives | {value: f"p_{place}" if place else "p" for place, value in enumerate(dict.fromkeys(weights))}
 
 
 def _walk(derivation: Derivation, spec: Specialisation, side: Side) -> KeyWalk:

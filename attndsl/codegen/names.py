@@ -13,13 +13,32 @@ _TEMPLATE_NAMES = """
     q k v q_idx kv_idx keys q_first q_last key_lo key_hi full_lo full_hi start_n table_row record part done late
     s qk p dw ds do live seen seen_lo k_first k_last do_tile do_offs q_offs start_m member key_ok row_lo row_hi
     dq dk dv dq_tile dk_tile dv_tile DOut DQ DK DV q_head do_head lse net delta dlse peak
+    scale_i lo hi mid t_i sum_i total_i lower_i upper_i fits
     m_i l_i acc m_new shift alpha row_ok out divisor sink_i stride_tb stride_th
 """
 
 KERNEL_NAMES = frozenset(_TEMPLATE_NAMES.split())
 """Every name a forward template writes itself."""
 
-PREFIXES = ("stride_", "size_", "key_", "row_", "full_", "m_", "l_", "d_", "acc_", "Row_", "Column_", "_")
+PREFIXES = (
+    "stride_",
+    "size_",
+    "key_",
+    "row_",
+    "full_",
+    "m_",
+    "l_",
+    "d_",
+    "acc_",
+    "scale_",
+    "tau_",
+    "alpha_",
+    "shift_",
+    "p_",
+    "Row_",
+    "Column_",
+    "_",
+)
 """Beginnings of the names a kernel derives from its tensors and key ranges, and of helpers."""
 
 

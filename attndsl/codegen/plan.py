@@ -76,7 +76,8 @@ class KernelPlan:
     """A kernel that keeps one tile and walks those it meets.
 
     Expressions are over the scaled product; `final` is the final score as they read it. `statistics` and `products`
-    are what it computes, `kept` the row values it reads, `at_end` what a forward computes of a row after its walk.
+    are what it computes, `kept` the row values it reads, `at_end` what a forward computes of a row after its walk;
+    of a kernel that solves rows `bracket` is the total and the bounds of what it looks for.
     `symbols` are the identifiers of the parameters, by name, `names` those of values. `rows` is what is proven about
     the live keys of a row. `cheap_division` are the `//` and `%` whose operands are never negative; `branch_loads` the
     captured reads whose index may be out of bounds even on a live pair, because they stand in a branch.
@@ -97,6 +98,7 @@ class KernelPlan:
     products: tuple[Product, ...]
     kept: tuple[str, ...]
     at_end: tuple[Expr, ...]
+    bracket: tuple[Expr, ...]
     params: tuple[Param, ...]
     symbols: Mapping[str, str]
     names: Mapping[Expr, str]
@@ -119,6 +121,11 @@ class KernelPlan:
         return tuple(statistic for statistic in self.statistics if statistic.kind is Kind.SUM)
 
     @property
+    def solve(self) -> Statistic | None:
+        """The root a kernel looks for, if it does."""
+        return next((statistic for statistic in self.statistics if statistic.kind is Kind.SOLVE), None)
+
+    @property
     def index(self) -> DType:
         """The width integers are computed in."""
         return DType.I32 if self.spec.fast else DType.I64
@@ -126,7 +133,8 @@ class KernelPlan:
     @property
     def pair_values(self) -> tuple[Expr, ...]:
         """What is computed of every pair, in the order it is used."""
-        sums, products = (part.integrand for part in self.sums), (part.value for part in self.products)
+        products = (part.value for part in self.products)
+        sums = (part.integrand for part in self.statistics if part.kind is not Kind.MAX)
         return tuple(dict.fromkeys([*products, *sums]))
 
     @cached_property
@@ -172,6 +180,13 @@ class KernelPlan:
                 return row
             case _:
                 return None
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether products are those of the forward to the last bit, though a program keeps keys: thresholds that
+        were found among scores are compared with them again."""
+        solves = any(part.kind is Kind.SOLVE for part in self.streaming.statistics)
+        return solves and self.side is Side.KEYS
 
     @property
     def hides_keys(self) -> bool:

@@ -22,8 +22,14 @@ def emit(plan: KernelPlan) -> str:
     keeps_queries = plan.side is Side.QUERIES
     text: ModuleText = KeysText(plan).module() if keeps_queries else QueriesText(plan).module()
     helpers = tuple(_helper_sources()[name] for name in sorted(text.helpers))
-    template = _environment().get_template("keys.py.jinja" if keeps_queries else "queries.py.jinja")
+    template = _environment().get_template(_template(plan))
     return template.render(kernel=text, helpers=helpers)
+
+
+def _template(plan: KernelPlan) -> str:
+    if plan.side is Side.KEYS:
+        return "queries.py.jinja"
+    return "keys.py.jinja" if plan.solve is None else "solve.py.jinja"
 
 
 @cache

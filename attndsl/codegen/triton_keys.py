@@ -50,6 +50,8 @@ class KeysModule(ModuleText):
     scale_maximum: str
     shift_lines: tuple[str, ...]
     rescale_lines: tuple[str, ...]
+    bracket_lines: tuple[str, ...]
+    root: str
 
 
 class KeysText(TileText):
@@ -60,27 +62,32 @@ class KeysText(TileText):
         self.rescales = tuple(dict.fromkeys(move for move in moves if move is not None))
         sink = () if plan.streaming.sink is None else (plan.streaming.sink,)
         peaks = (part.integrand for part in plan.maxima)
-        super().__init__(plan, (plan.mask, plan.score, *peaks, *plan.pair_values, *self.rescales, *plan.at_end, *sink))
+        super().__init__(
+            plan, (plan.mask, plan.score, *peaks, *plan.pair_values, *self.rescales, *plan.at_end, *plan.bracket, *sink)
+        )
         # Rows that are live by one range or another say nothing of each.
         guards_ranges = plan.guards_rows or len(plan.walk.ranges) > 1
         printer = WalkPrinter(self.printer, self.program_names, self.own_names, self.hoisted, guards_ranges)
         self.walk = printer.text(plan.walk)
-        self.pad = "        " if self.walk.loop else "    "
+        self.edge = "    " if plan.solve is None else "        "
+        self.pad = self.edge + "    " if self.walk.loop else self.edge
         self.alphas = {move: f"alpha_{place}" if place else "alpha" for place, move in enumerate(self.rescales)}
 
     def module(self) -> KeysModule:
         plan = self.plan
         row_lines, regions = tuple(self.own_lines()), tuple(self._regions())
+        bracket_lines = tuple(self._bracket_lines())
         rescale_lines, end_lines = tuple(self._rescale_lines()), tuple(self._end_lines())
         return KeysModule(
             name=plan.kernel,
             docstring=docstring(plan),
             runtime_args=tuple(runtime_arguments(plan)),
             args=tuple(arguments(plan)),
-            helpers=frozenset(self.printer.helpers),
+            helpers=frozenset(self.printer.helpers | (set() if plan.solve is None else {"_ordered", "_number"})),
             heaviest_last=plan.walk.ascending,
             walk=self.walk,
             pad=self.pad,
+            edge=self.edge,
             base_lines=tuple(self._base_lines()),
             row_lines=row_lines,
             regions=regions,
@@ -104,6 +111,8 @@ class KeysText(TileText):
             scale_maximum=" * sm_scale" if plan.scales_late else "",
             shift_lines=tuple(self._shift_lines(guards=None)),
             rescale_lines=rescale_lines,
+            bracket_lines=bracket_lines,
+            root="" if plan.solve is None else plan.solve.name,
         )
 
     def own_position(self) -> Iterator[str]:
@@ -234,6 +243,8 @@ class KeysText(TileText):
         for part in self.plan.sums:
             alpha = "" if part.rescale is None else f" * {self.alphas[part.rescale]}"
             yield SumText(part.name, f"{part.name}{alpha}", names[part.integrand])
+        if self.plan.solve is not None:
+            yield SumText("sum_i", "sum_i", names[self.plan.solve.integrand])
 
     def _products(self) -> Iterator[ProductText]:
         names = self.value_names()
@@ -253,7 +264,8 @@ class KeysText(TileText):
         plan = self.plan
         for part in plan.maxima:
             yield f"tl.store({row_pointer(part.name)} + row_base + offs_m, {part.name}, mask=row_ok)"
-        yield from self._last_lines()
+        if plan.at_end:
+            yield from self._last_lines()
         if any(product.name == "acc" for product in plan.products):
             yield from self._out_lines()
         if any(product.name == "dq" for product in plan.products):
@@ -261,29 +273,38 @@ class KeysText(TileText):
         if "lse" in plan.stored:
             assert plan.streaming.lse is not None
             yield f"tl.store(Lse + row_base + offs_m, {self._last_text(plan.streaming.lse)}, mask=row_ok)"
-        for part in plan.sums:
+        for part in (*plan.sums, *(() if plan.solve is None else (plan.solve,))):
             if part.name in plan.stored:
                 yield f"tl.store({row_pointer(part.name)} + row_base + offs_m, {part.name}, mask=row_ok)"
 
     def _last_lines(self) -> Iterator[str]:
         """Values of the rows after the walk, one element a row; a sink joins the maximum first."""
         plan, sink = self.plan, self.plan.streaming.sink
-        if not plan.at_end:
+        if not (plan.at_end or plan.bracket):
             return
         early = [line for line in plan.last.own if not _reads_rows(line.value)]
         late = [line for line in plan.last.own if _reads_rows(line.value)]
         yield from self.statements(plan.last.program, {})
-        if any(node is build.Q for node in postorder(*plan.at_end, *(() if sink is None else (sink,)))):
+        if any(node is build.Q for node in postorder(*plan.at_end, *plan.bracket, *(() if sink is None else (sink,)))):
             yield "q_idx = q_offset + rows"
         yield from self.statements(early, self.last_names)
-        if sink is not None:
+        if sink is not None and plan.at_end:
             yield from self._sink_lines(sink)
         yield from self.statements(late, self.last_names)
+
+    def _bracket_lines(self) -> Iterator[str]:
+        """What the sum must come down to, and between which ends the root is looked for."""
+        if not self.plan.bracket:
+            return
+        yield from self._last_lines()
+        for name, value in zip(("total_i", "lower_i", "upper_i"), self.plan.bracket, strict=True):
+            yield f"{name} = tl.full([BLOCK_M], 0.0, tl.float32) + {self._last_text(value)}"
 
     @property
     def last_names(self) -> dict[Expr, str]:
         """The names of values after the walk."""
-        rows: dict[Expr, str] = {node: node.name for node in postorder(*self.plan.at_end) if isinstance(node, RowValue)}
+        values = postorder(*self.plan.at_end, *self.plan.bracket)
+        rows: dict[Expr, str] = {node: node.name for node in values if isinstance(node, RowValue)}
         return {**rows, **{line.value: line.name for line in self.plan.last.statements}}
 
     def _last_text(self, value: Expr) -> str:
@@ -312,24 +333,29 @@ class KeysText(TileText):
         products = [product for product in self.plan.products if product.operand is Operand.VALUE]
         if self.plan.guards_rows and self.plan.at_end:
             yield "# A row without a live key has nothing to divide by: output 0."
-        terms = [self._scaled(product.name, factor) for product, factor in zip(products, factors, strict=False)]
+        terms = []
+        for number, (product, factor) in enumerate(zip(products, factors, strict=False)):
+            lines, text = self._scaled(product.name, factor, f"scale_{number}" if number else "scale_i")
+            yield from lines
+            terms.append(text)
         yield from self._store_tile("out", " + ".join(terms), self.offs_dv, self.plan.spec.v_head_dim)
 
-    def _scaled(self, name: str, factor: Expr) -> str:
-        """An accumulator times its factor, 0 where that divides by 0."""
+    def _scaled(self, name: str, factor: Expr, scale: str) -> tuple[tuple[str, ...], str]:
+        """An accumulator times its factor, 0 where that divides by 0: lines before, and the text."""
         if factor is build.real(1.0):
-            return name
+            return (), name
         across = "[:, None]" if Axis.Q in axes_of(factor) else ""
         guarded = self.plan.guards_rows
         match factor:
             case Apply(op=Op.DIV, args=(Const(value=1.0), divisor)) if self.plan.streaming.lse is not None:
                 text = self._last_text(divisor)
                 divided = f"tl.where({text} == 0.0, 1.0, {text})" if guarded else text
-                return f"{name} / {divided}{across}"
+                return (), f"{name} / {divided}{across}"
             case _:
                 text = self._last_text(factor)
                 empty = " | ".join(self._empty(factor))
-                return f"{name} * tl.where({empty}, 0.0, {text}){across}" if empty else f"{name} * ({text}){across}"
+                value = f"tl.where({empty}, 0.0, {text})" if empty else text
+                return (f"{scale} = {value}",), f"{name} * {scale}{across}"
 
     def _empty(self, factor: Expr) -> Iterator[str]:
         """What tells that a factor has no value: a divisor of 0, a maximum of nothing."""

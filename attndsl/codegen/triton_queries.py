@@ -24,6 +24,7 @@ class QueriesModule(ModuleText):
     k_load: str
     v_load: str
     widen_head: str
+    mirrors: bool
     column_lines: tuple[str, ...]
 
 
@@ -50,6 +51,7 @@ class QueriesText(TileText):
             heaviest_last=plan.walk.ascending,
             walk=self.walk,
             pad=self.pad,
+            edge="        ",
             base_lines=tuple(self._base_lines()),
             row_lines=row_lines,
             regions=regions,
@@ -63,6 +65,7 @@ class QueriesText(TileText):
             product=self.product,
             precision=self.precision,
             scale_product="" if plan.scales_late else " * sm_scale",
+            mirrors=plan.mirrors,
             widen=self.base,
             k_load=load_text("k_tile", *self.d_mask("offs_d[None, :]", spec.head_dim)),
             v_load=load_text("v_tile", *self.d_mask(f"{self.offs_dv}[None, :]", spec.v_head_dim)),

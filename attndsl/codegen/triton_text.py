@@ -80,6 +80,7 @@ class TileText:
         self.shifts = {part.grown.name: f"shift{suffix_of(part)}" for part in plan.maxima if self.guards(part)}
         leaves: dict[Expr, str] = {build.B: "b", build.H: "h", build.Q: "q_idx", build.K: "kv_idx"}
         leaves |= {build.Q_LEN: "q_len", build.KV_LEN: "kv_len", build.DWEIGHT: "dw"}
+        leaves[build.THRESHOLD] = f"t_i{self.across}"
         for node in postorder(*roots):
             match node:
                 case Scalar(name=name):
@@ -303,6 +304,7 @@ class ModuleText:
     heaviest_last: bool
     walk: WalkText
     pad: str
+    edge: str
     base_lines: tuple[str, ...]
     row_lines: tuple[str, ...]
     regions: tuple[Region, ...]

@@ -61,6 +61,20 @@ def _bit_length(x):
 
 
 @triton.jit
+def _ordered(x):
+    """A float32 as an integer, in the same order."""
+    bits = x.to(tl.int32, bitcast=True)
+    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64)
+
+
+@triton.jit
+def _number(n):
+    """The float32 of such an integer."""
+    bits = n.to(tl.int32)
+    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def _tan(x):
     return tl.sin(x) / tl.cos(x)
 
