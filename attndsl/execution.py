@@ -5,7 +5,7 @@ In: a compilation, what is known of the call, the call. Out: its `Rows`, or the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,16 +17,18 @@ from attndsl.analysis.streaming import Refusal
 from attndsl.analysis.structure import Structure
 from attndsl.codegen.names import row_pointer
 from attndsl.codegen.placement import Side
-from attndsl.codegen.plan import Emitted, Specialisation
+from attndsl.codegen.plan import Emitted, Gather, KernelPlan, Specialisation
 from attndsl.compiler import Compilation
 from attndsl.ir.nodes import Load
 from attndsl.ir.variant import Variant
 from attndsl.runtime import autograd, launch, order
 from attndsl.runtime.arguments import Call
-from attndsl.runtime.engine import Pieces, Task
+from attndsl.runtime.engine import Chunk, Pieces, Task
 from attndsl.runtime.facts import FactBook, Facts
+from attndsl.runtime.gradients.captures import keys_of_chunk
+from attndsl.runtime.gradients.diagonals import tile_diagonals
 from attndsl.runtime.launch import Launch, Rows
-from attndsl.runtime.tables import TileTable
+from attndsl.runtime.tables import Lists
 from attndsl.runtime.tiles import TileShape
 
 
@@ -75,20 +77,35 @@ class Kernels:
         """The gradients a task wants, and the sums its captured elements are gathered from."""
         wanted, derivation = task.wanted, self.compilation.derivation
         spec = replace(self._spec(call), gradients=frozenset(load.tensor for load in wanted.loads))
-        by_row, by_column = (derivation.captured(spec, which) for which in (Structure.ROW, Structure.COLUMN))
+        loads = {which: derivation.captured(spec, which) for which in Structure}
+        given = {"DOut": task.dout}
         dq = dk = dv = None
-        rows: dict[Load, Tensor] = {}
-        columns: dict[Load, Tensor] = {}
-        if wanted.q or by_row:
+        sums: dict[str, Tensor] = {}
+        if wanted.q or loads[Structure.ROW]:
             dq = torch.empty_like(call.q, memory_format=torch.contiguous_format)
-            sums = self._run(call, "backward_dq", spec, {"DOut": task.dout, "DQ": dq}, task.rows)
-            rows = {load: sums[name] for name, load in by_row.items()}
-        if wanted.k or wanted.v or by_column:
+            sums |= self._run(call, "backward_dq", spec, given | {"DQ": dq}, task.rows)
+        if wanted.k or wanted.v or loads[Structure.COLUMN]:
             dk, dv = (torch.empty_like(of, memory_format=torch.contiguous_format) for of in (call.k, call.v))
-            tensors = {"DOut": task.dout, "DK": dk, "DV": dv}
-            sums = self._run(call, "backward_dkv", spec, tensors, task.rows)
-            columns = {load: sums[name] for name, load in by_column.items()}
-        return Pieces(dq, dk, dv, rows, columns)
+            sums |= self._run(call, "backward_dkv", spec, given | {"DK": dk, "DV": dv}, task.rows)
+        if loads[Structure.DIAGONAL]:
+            sums |= self._run(call, "backward_diagonal", spec, given, task.rows)
+        rows, columns, diagonals = (
+            {load: sums[name] for name, load in loads[which].items()}
+            for which in (Structure.ROW, Structure.COLUMN, Structure.DIAGONAL)
+        )
+        return Pieces(dq, dk, dv, rows, columns, diagonals, self._chunks(call, spec, task, loads[Structure.PAIRS]))
+
+    def _chunks(self, call: Call, spec: Specialisation, task: Task, loads: Mapping[str, Load]) -> Iterator[Chunk]:
+        """Derivatives pair by pair, a stretch of keys at a time."""
+        if not loads:
+            return
+        tile = self._tile(call, self.compilation.kernel("backward_pairs", spec))
+        step = keys_of_chunk(call, tuple(loads.values()), tile.block_n)
+        for start in range(0, call.kv_len, step):
+            stretch = range(start, start + step)
+            found = self._run(call, "backward_pairs", spec, {"DOut": task.dout}, task.rows, stretch)
+            keys = range(start, min(start + step, call.kv_len))
+            yield Chunk(keys, {load: found[name][..., : len(keys)] for name, load in loads.items()})
 
     def _spec(self, call: Call) -> Specialisation:
         return Specialisation(
@@ -107,28 +124,47 @@ class Kernels:
         spec: Specialisation,
         tensors: Mapping[str, Tensor],
         rows: Mapping[str, Tensor],
+        stretch: range = range(0),
     ) -> dict[str, Tensor]:
-        """Run a kernel; what it stores of each row (of each key, where it keeps keys), by name."""
+        """Run a kernel; what it stores by name: of each row, of each key where it keeps keys, of each place of the
+        diagonals of tiles, or of each pair with a `stretch` of keys."""
         kernel = self.compilation.kernel(name, spec)
-        tile = launch.tile_for(call, kernel.plan) if self.tile is None else self.tile
+        tile = self._tile(call, kernel)
         table = None
-        if kernel.plan.walk.strategy is Strategy.TABLE:
-            table = self._table(call, kernel, tile)
+        if kernel.plan.reads_table:
+            table = self.book.table(
+                self.compilation.program, call, self.facts, (tile.block_m, tile.block_n), _lists(kernel.plan)
+            )
             if table is None:
                 kernel = self.compilation.kernel(name, replace(spec, strategy=Strategy.DENSE))
-        length = call.q_len if kernel.plan.side is Side.QUERIES else call.kv_len
-        stored = {
-            name: call.q.new_empty((call.batch, call.heads, length), dtype=torch.float32) for name in kernel.plan.stored
-        }
+        sizes = {"chunk_lo": stretch.start, "chunk_hi": stretch.stop}
+        match kernel.plan.gather:
+            case Gather.WALK:
+                shape: tuple[int, ...] = (call.q_len if kernel.plan.side is Side.QUERIES else call.kv_len,)
+            case Gather.DIAGONAL:
+                sizes["diagonals"] = tile_diagonals(call.q_len, call.kv_len, tile.block_m)
+                shape = (sizes["diagonals"], tile.block_m, tile.block_n)
+            case Gather.PAIRS:
+                shape = (call.q_len, len(stretch))
+        # What is written pair by pair is 0 where no tile is visited.
+        make = call.q.new_zeros if kernel.plan.gather is Gather.PAIRS else call.q.new_empty
+        stored = {name: make((call.batch, call.heads, *shape), dtype=torch.float32) for name in kernel.plan.stored}
         given = {"Q": call.q, "K": call.k, "V": call.v, **tensors}
         pointers = {row_pointer(name): value for name, value in (*rows.items(), *stored.items())}
-        launch.run(call, Launch(kernel, given, pointers, tile, table))
+        launch.run(call, Launch(kernel, given, pointers, tile, table, sizes))
         return stored
 
-    def _table(self, call: Call, kernel: Emitted, tile: TileShape) -> TileTable | None:
-        by_key = kernel.plan.side is Side.KEYS
-        block = (tile.block_m, tile.block_n)
-        return self.book.table(self.compilation.program, call, self.facts, block, by_key=by_key)
+    def _tile(self, call: Call, kernel: Emitted) -> TileShape:
+        tile = launch.tile_for(call, kernel.plan) if self.tile is None else self.tile
+        if kernel.plan.gather is Gather.DIAGONAL:
+            return replace(tile, block_n=tile.block_m)
+        return tile
+
+
+def _lists(plan: KernelPlan) -> Lists:
+    if plan.gather is Gather.DIAGONAL:
+        return Lists.DIAGONALS
+    return Lists.KEYS if plan.side is Side.QUERIES else Lists.QUERIES
 
 
 def attend(compilation: Compilation, book: FactBook, call: Call, facts: Facts) -> Rows:

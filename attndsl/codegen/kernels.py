@@ -7,6 +7,8 @@ In: a variant after its passes, what was derived of it, and a `Specialisation`. 
     backward_rows  further sums of a row that its derivative needs
     backward_dq    the gradient of q, and of captures that are alike along the keys
     backward_dkv   the gradients of k and v, and of captures that are alike along the queries
+    backward_diagonal, backward_pairs
+                   gradients of captures by the distance of query and key, and of all others, tile by tile
 """
 
 from __future__ import annotations
@@ -26,7 +28,16 @@ from attndsl.analysis.streaming import Refusal, Streaming, stream
 from attndsl.analysis.structure import Structure, structure_of
 from attndsl.codegen.names import kernel_names
 from attndsl.codegen.placement import Placer, Scope, Side, origin_of, scope_of
-from attndsl.codegen.plan import KernelPlan, Operand, Product, Specialisation, branch_loads, is_maximum, used_params
+from attndsl.codegen.plan import (
+    Gather,
+    KernelPlan,
+    Operand,
+    Product,
+    Specialisation,
+    branch_loads,
+    is_maximum,
+    used_params,
+)
 from attndsl.codegen.walk import KeyWalk, plan_query_walk, plan_walk
 from attndsl.diagnostics import CallError, UnsupportedError, fail
 from attndsl.ir import build
@@ -85,7 +96,10 @@ class Derivation:
     def backward_kernels(self) -> tuple[str, ...]:
         """Those the derivative takes; asks for the derivative only where one is known."""
         rows = ("backward_rows",) if self.backward.sums else ()
-        return (*rows, "backward_dq", "backward_dkv")
+        structures = {structure_of(load) for load in self.cotangents if isinstance(load, Load)}
+        diagonal = ("backward_diagonal",) if Structure.DIAGONAL in structures else ()
+        pairs = ("backward_pairs",) if Structure.PAIRS in structures else ()
+        return (*rows, "backward_dq", "backward_dkv", *diagonal, *pairs)
 
     @property
     def kernels(self) -> tuple[str, ...]:
@@ -179,7 +193,23 @@ def _backward_dkv(derivation: Derivation, spec: Specialisation) -> KernelPlan:
     return _planned(derivation, "backward_dkv", spec, Side.KEYS, sums, products)
 
 
-_BACKWARD = {"backward_rows": _backward_rows, "backward_dq": _backward_dq, "backward_dkv": _backward_dkv}
+def _backward_diagonal(derivation: Derivation, spec: Specialisation) -> KernelPlan:
+    sums = _gradient_sums(derivation, spec, Structure.DIAGONAL)
+    return _planned(derivation, "backward_diagonal", spec, Side.QUERIES, sums, gather=Gather.DIAGONAL)
+
+
+def _backward_pairs(derivation: Derivation, spec: Specialisation) -> KernelPlan:
+    sums = _gradient_sums(derivation, spec, Structure.PAIRS)
+    return _planned(derivation, "backward_pairs", spec, Side.QUERIES, sums, gather=Gather.PAIRS)
+
+
+_BACKWARD = {
+    "backward_rows": _backward_rows,
+    "backward_dq": _backward_dq,
+    "backward_dkv": _backward_dkv,
+    "backward_diagonal": _backward_diagonal,
+    "backward_pairs": _backward_pairs,
+}
 
 
 def _over_products(derivation: Derivation, statistics: tuple[Statistic, ...]) -> tuple[Statistic, ...]:
@@ -200,6 +230,7 @@ def _planned(
     statistics: tuple[Statistic, ...] = (),
     products: tuple[Product, ...] = (),
     at_end: tuple[Expr, ...] = (),
+    gather: Gather = Gather.WALK,
 ) -> KernelPlan:
     """The plan of a kernel that computes these."""
     program = derivation.program
@@ -248,6 +279,7 @@ def _planned(
         rows=row_proofs(program.mask, program.score) if spec.fast else (),
         cheap_division=natural_divisions(roots) if spec.fast else frozenset(),
         branch_loads=branch_loads(program.score, *peaks, *rest),
+        gather=gather,
         mask_origin=origin_of(program, program.mask),
         score_origin=origin_of(program, program.score),
     )

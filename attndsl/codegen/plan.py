@@ -45,6 +45,15 @@ class Specialisation:
     gradients: frozenset[str] = frozenset()
 
 
+class Gather(Enum):
+    """What becomes of the values a kernel sums: they are added up along the walk, or along the diagonals of square
+    tiles, or written down pair by pair for a stretch of keys."""
+
+    WALK = "walk"
+    DIAGONAL = "diagonal"
+    PAIRS = "pairs"
+
+
 class Operand(Enum):
     """What the values of a tile's pairs are multiplied with; the value is its name in a kernel."""
 
@@ -109,6 +118,7 @@ class KernelPlan:
     rows: tuple[Proof, ...]
     cheap_division: frozenset[Expr]
     branch_loads: frozenset[Expr]
+    gather: Gather
     mask_origin: str | None
     score_origin: str | None
 
@@ -162,6 +172,22 @@ class KernelPlan:
         return ("lse", *names) if has_lse else tuple(names)
 
     @property
+    def sizes(self) -> tuple[str, ...]:
+        """Further integers a kernel takes."""
+        match self.gather:
+            case Gather.WALK:
+                return ()
+            case Gather.DIAGONAL:
+                return ("diagonals",)
+            case Gather.PAIRS:
+                return ("chunk_lo", "chunk_hi")
+
+    @property
+    def reads_table(self) -> bool:
+        """Whether the host says which tiles are visited."""
+        return self.walk.strategy is Strategy.TABLE or self.gather is Gather.DIAGONAL
+
+    @property
     def row_pointers(self) -> tuple[str, ...]:
         """The pointers to what is kept of each row: those read, then those written."""
         return tuple(map(row_pointer, (*self.kept, *self.stored)))
@@ -171,7 +197,8 @@ class KernelPlan:
         """Whether the scale joins the exponent: the score only stands there, with no score mod before it, and has a
         sign that keeps the maximum's place."""
         peaks_are_plain = all(statistic.integrand is build.SCORE for statistic in self.maxima)
-        return self.score is build.SCORE and self.spec.fast and peaks_are_plain and not _has_bare_score(self)
+        is_plain = self.score is build.SCORE and self.gather is Gather.WALK
+        return is_plain and self.spec.fast and peaks_are_plain and not _has_bare_score(self)
 
     def base_of_exponential(self, node: Expr) -> RowValue | None:
         """R of `exp(score - R)`, which is 0 at a score of -inf if R is finite; `None` of any other value."""

@@ -8,7 +8,8 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from attndsl.codegen.placement import Side
-from attndsl.codegen.plan import KernelPlan
+from attndsl.codegen.plan import Gather, KernelPlan
+from attndsl.codegen.triton_diagonals import DiagonalsText
 from attndsl.codegen.triton_keys import KeysText
 from attndsl.codegen.triton_queries import QueriesText
 from attndsl.codegen.triton_text import ModuleText
@@ -19,17 +20,18 @@ if TYPE_CHECKING:
 
 def emit(plan: KernelPlan) -> str:
     """The module text of a kernel; the same plan gives the same bytes."""
-    keeps_queries = plan.side is Side.QUERIES
-    text: ModuleText = KeysText(plan).module() if keeps_queries else QueriesText(plan).module()
+    template, text = _printed(plan)
     helpers = tuple(_helper_sources()[name] for name in sorted(text.helpers))
-    template = _environment().get_template(_template(plan))
-    return template.render(kernel=text, helpers=helpers)
+    return _environment().get_template(template).render(kernel=text, helpers=helpers)
 
 
-def _template(plan: KernelPlan) -> str:
+def _printed(plan: KernelPlan) -> tuple[str, ModuleText]:
+    """The template of a kernel, and what it sees."""
+    if plan.gather is Gather.DIAGONAL:
+        return "diagonals.py.jinja", DiagonalsText(plan).module()
     if plan.side is Side.KEYS:
-        return "queries.py.jinja"
-    return "keys.py.jinja" if plan.solve is None else "solve.py.jinja"
+        return "queries.py.jinja", QueriesText(plan).module()
+    return "keys.py.jinja" if plan.solve is None else "solve.py.jinja", KeysText(plan).module()
 
 
 @cache

@@ -12,7 +12,7 @@ from attndsl.analysis.axes import axes_of
 from attndsl.analysis.bounds import Strategy
 from attndsl.codegen.names import row_pointer
 from attndsl.codegen.placement import Scope, scope_of
-from attndsl.codegen.plan import OUTPUTS, KernelPlan, Operand, padded
+from attndsl.codegen.plan import OUTPUTS, Gather, KernelPlan, Operand, padded
 from attndsl.codegen.triton_signature import TENSORS, arguments, runtime_arguments, stride_names
 from attndsl.codegen.triton_text import (
     ModuleText,
@@ -24,7 +24,7 @@ from attndsl.codegen.triton_text import (
     load_text,
     suffix_of,
 )
-from attndsl.codegen.triton_walk import SEEN_LO, WalkPrinter
+from attndsl.codegen.triton_walk import KEY_FRAME, SEEN_LO, WalkPrinter
 from attndsl.ir import build
 from attndsl.ir.nodes import Apply, Const, Expr, RowValue, postorder
 from attndsl.ir.ops import Op
@@ -52,6 +52,8 @@ class KeysModule(ModuleText):
     rescale_lines: tuple[str, ...]
     bracket_lines: tuple[str, ...]
     root: str
+    clip_lines: tuple[str, ...]
+    pair_lines: tuple[str, ...]
 
 
 class KeysText(TileText):
@@ -113,6 +115,8 @@ class KeysText(TileText):
             rescale_lines=rescale_lines,
             bracket_lines=bracket_lines,
             root="" if plan.solve is None else plan.solve.name,
+            clip_lines=tuple(self._clip_lines()),
+            pair_lines=tuple(self._pair_lines()),
         )
 
     def own_position(self) -> Iterator[str]:
@@ -130,7 +134,7 @@ class KeysText(TileText):
             yield "qk_scale = sm_scale * LOG2E"
         if self.plan.spec.offset_per_batch:
             yield f"q_offset = tl.load(Q_offset + b){'.to(tl.int32)' if self.plan.spec.fast else ''}"
-        yield from self.wide_integers("b", "h")
+        yield from self.wide_integers("b", "h", "tile")
 
     def _regions(self) -> Iterator[Region]:
         walk = self.plan.walk
@@ -238,7 +242,24 @@ class KeysText(TileText):
         for move, name in self.alphas.items():
             yield f"{name} = {self._row_text(move, self.shifts)}"
 
+    def _clip_lines(self) -> Iterator[str]:
+        """The ends of the walk drawn in to the stretch of keys whose pairs are written down."""
+        if self.plan.gather is Gather.PAIRS:
+            known = {line.partition(" = ")[0] for line in (*self.walk.before, *self.walk.open)}
+            ends = (end for end in KEY_FRAME.ends if end in known)
+            yield from (f"{end} = tl.minimum(tl.maximum({end}, chunk_lo), chunk_hi)" for end in ends)
+
+    def _pair_lines(self) -> Iterator[str]:
+        if self.plan.gather is Gather.PAIRS:
+            names = self.value_names()
+            yield "place = (row_base + offs_m[:, None]) * (chunk_hi - chunk_lo) + (keys - chunk_lo)[None, :]"
+            yield "inside = (offs_m < q_len)[:, None] & (keys < chunk_hi)[None, :]"
+            for part in self.plan.sums:
+                yield f"tl.store({row_pointer(part.name)} + place, {names[part.integrand]}, mask=inside)"
+
     def _sums(self) -> Iterator[SumText]:
+        if self.plan.gather is Gather.PAIRS:
+            return
         names = self.value_names()
         for part in self.plan.sums:
             alpha = "" if part.rescale is None else f" * {self.alphas[part.rescale]}"
@@ -274,7 +295,7 @@ class KeysText(TileText):
             assert plan.streaming.lse is not None
             yield f"tl.store(Lse + row_base + offs_m, {self._last_text(plan.streaming.lse)}, mask=row_ok)"
         for part in (*plan.sums, *(() if plan.solve is None else (plan.solve,))):
-            if part.name in plan.stored:
+            if part.name in plan.stored and plan.gather is Gather.WALK:
                 yield f"tl.store({row_pointer(part.name)} + row_base + offs_m, {part.name}, mask=row_ok)"
 
     def _last_lines(self) -> Iterator[str]:

@@ -87,7 +87,7 @@ class QueriesText(TileText):
             yield "qk_scale = sm_scale * LOG2E"
         if self.plan.spec.offset_per_batch:
             yield f"q_offset = tl.load(Q_offset + b){'.to(tl.int32)' if self.plan.spec.fast else ''}"
-        yield from self.wide_integers("b", "kv_h")
+        yield from self.wide_integers("b", "kv_h", "tile")
 
     def _regions(self) -> Iterator[Region]:
         walk = self.plan.walk

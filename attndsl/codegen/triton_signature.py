@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from attndsl.analysis.bounds import Strategy
 from attndsl.codegen.plan import KernelPlan
 from attndsl.ir.variant import TensorParam
 
@@ -39,11 +38,11 @@ def arguments(plan: KernelPlan) -> Iterator[str]:
             yield from (f"stride_{name}_{axis}" for axis in range(param.rank))
             if not plan.spec.fast:
                 yield from (f"size_{name}_{axis}" for axis in range(param.rank))
-    if plan.walk.strategy is Strategy.TABLE:
+    if plan.reads_table:
         yield from ("Table", "Table_rows", "stride_tb", "stride_th")
     yield "sm_scale"
     yield "Q_offset" if plan.spec.offset_per_batch else "q_offset"
-    yield from ("q_len", "kv_len", "heads", "group")
+    yield from ("q_len", "kv_len", "heads", "group", *plan.sizes)
     for tensor in plan.tensors:
         yield from stride_names(tensor)
 

@@ -266,7 +266,7 @@ class TileText:
         integers = [
             self.plan.symbols[p.name] for p in self.plan.params if isinstance(p, ScalarParam) and p.dtype.is_int
         ]
-        names = (*coordinates, "tile", "q_len", "kv_len", *integers, "q_offset")
+        names = (*coordinates, "q_len", "kv_len", *integers, "q_offset")
         yield from (f"{name} = tl.cast({name}, tl.int64)" for name in names)
 
 

@@ -31,7 +31,7 @@ from attndsl.runtime.grants import Grants, grants_of
 from attndsl.runtime.known import known_values, layouts, summarize
 from attndsl.runtime.planner import plan_blocks
 from attndsl.runtime.requirements import check_requirements
-from attndsl.runtime.tables import TileTable, build_table, build_turned_table
+from attndsl.runtime.tables import TABLES, Lists, TileTable
 
 REMEMBERED = 256
 
@@ -40,11 +40,11 @@ REMEMBERED = 256
 class Facts:
     """`fast`: everything the fast kernel relies on holds (see `runtime.grants`).
 
-    `tables` are the tile tables made for the call so far, by tile shape and side.
+    `tables` are the tile tables made for the call so far, by tile shape and what they list.
     """
 
     fast: bool
-    tables: dict[tuple[tuple[int, int], bool], TileTable | None] = field(default_factory=dict)
+    tables: dict[tuple[tuple[int, int], Lists], TileTable | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +115,10 @@ class FactBook:
         return grants_of(program, box, self.known(program, values), layouts(program, values), 1.0)
 
     def table(
-        self, program: Variant, call: Call, facts: Facts, block: tuple[int, int], *, by_key: bool = False
+        self, program: Variant, call: Call, facts: Facts, block: tuple[int, int], lists: Lists = Lists.KEYS
     ) -> TileTable | None:
-        """The runs of key tiles a kernel walks, for tiles of `block` = (queries, keys); none where it visits all.
-
-        `by_key`: the runs of query tiles of each key tile.
-        """
-        if (block, by_key) not in facts.tables:
+        """What a kernel visits, for tiles of `block` = (queries, keys); none where it walks all tiles."""
+        if (block, lists) not in facts.tables:
             values = dict(call.values)
             tiles = plan_blocks(
                 program,
@@ -134,13 +131,10 @@ class FactBook:
                 q_offset=call.q_offset,
                 known=self.known(program, values),
             )
-            is_table = tiles.walk is Strategy.TABLE
-            if is_table:
-                build = build_turned_table if by_key else build_table
-                facts.tables[block, by_key] = build(tiles.tiles, tiles.tiling, call.q.device)
-            else:
-                facts.tables[block, by_key] = None
-        return facts.tables[block, by_key]
+            is_table = tiles.walk is Strategy.TABLE or lists is Lists.DIAGONALS
+            table = TABLES[lists](tiles.tiles, tiles.tiling, call.q.device) if is_table else None
+            facts.tables[block, lists] = table
+        return facts.tables[block, lists]
 
     def known(self, variant: Variant, values: dict[str, int | float | Tensor]) -> Known:
         """What analysis may know of the values, summaries remembered by tensor version."""

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attndsl.analysis.bounds import Strategy
 from attndsl.codegen.placement import Side
-from attndsl.codegen.plan import Emitted, KernelPlan
+from attndsl.codegen.plan import Emitted, Gather, KernelPlan
 from attndsl.ir.variant import TensorParam
 from attndsl.runtime.arguments import Call
 from attndsl.runtime.interpreter import silent_arithmetic, widen_bfloat16_products
@@ -43,7 +42,7 @@ class Rows:
 class Launch:
     """What one kernel is run on: its tensors and row values by the names of their pointers.
 
-    `table` is for a plan that walks one, made for the same tile shape.
+    `table` is for a plan that walks one, made for the same tile shape; `sizes` are further integers of some kernels.
     """
 
     kernel: Emitted
@@ -51,6 +50,7 @@ class Launch:
     rows: Mapping[str, Tensor]
     tile: TileShape
     table: TileTable | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 def run(call: Call, launch: Launch) -> None:
@@ -60,7 +60,9 @@ def run(call: Call, launch: Launch) -> None:
     if interpret:
         widen_bfloat16_products()
     kernel = getattr(load_module(launch.kernel.text, plan.kernel, interpret), plan.kernel)
-    if plan.side is Side.QUERIES:
+    if plan.gather is Gather.DIAGONAL:
+        programs = launch.sizes["diagonals"] * call.batch * call.heads
+    elif plan.side is Side.QUERIES:
         programs = -(-call.q_len // tile.block_m) * call.batch * call.heads
     else:
         programs = -(-call.kv_len // tile.block_n) * call.batch * call.kv_heads
@@ -98,12 +100,13 @@ def _arguments(call: Call, launch: Launch) -> Iterator[Any]:
                 yield from (max(size, 1) for size in value.shape)
         else:
             yield float(value) if param.dtype.is_float else int(value)
-    if plan.walk.strategy is Strategy.TABLE:
+    if plan.reads_table:
         assert launch.table is not None
         yield from (launch.table.records, launch.table.rows, launch.table.batch_stride, launch.table.head_stride)
     yield call.scale
     yield call.q_offset.contiguous() if isinstance(call.q_offset, Tensor) else call.q_offset
     yield from (call.q_len, call.kv_len, call.heads, call.heads // call.kv_heads)
+    yield from (launch.sizes[name] for name in plan.sizes)
     for tensor in tensors:
         # The stride of a dimension of one element is arbitrary; 0 keeps one kernel for all of them.
         yield from (stride if size > 1 else 0 for stride, size in zip(tensor.stride()[:3], tensor.shape, strict=False))

@@ -6,7 +6,9 @@ each a stretch of partial tiles and the stretch of full tiles that follows it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from enum import Enum
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 from attndsl.analysis import runs
 from attndsl.analysis.bands import TileRuns
 from attndsl.analysis.classes import Classes
-from attndsl.analysis.runs import Intervals
+from attndsl.analysis.runs import Intervals, Runs
 from attndsl.analysis.tiling import Tiling
 from attndsl.analysis.turned import turned
 from attndsl.analysis.values import Array
@@ -67,6 +69,28 @@ def build_turned_table(classes: Classes, tiling: Tiling, device: torch.device) -
     return build_table(turned(classes), swapped, device)
 
 
+def build_diagonals(classes: Classes, tiling: Tiling, device: torch.device) -> TileTable:
+    """The tiles of each diagonal of square tiles that have live pairs: records [R] are tiles of queries.
+
+    Diagonal n holds the tiles of queries t and of keys t - n + Tk - 1; row r is b * batch_stride + h * head_stride + n.
+    """
+    batch, heads, rows, columns = classes.shape
+    count = max(rows + columns - 1, 0)
+    nothing = np.zeros(0, np.int64)
+    whole = runs.joined([Intervals(nothing, nothing, nothing), *(part.needed for part in classes.parts())])
+    place, column = Runs(whole.row, whole.first, whole.last).places()
+    tile = place % max(rows, 1)
+    row = place // max(rows, 1) * count + tile - column + columns - 1
+    order = np.argsort(row, kind="stable")
+    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(row, minlength=batch * heads * count))])
+    return TileTable(
+        torch.from_numpy(tile[order].astype(np.int32)).to(device),
+        torch.from_numpy(starts.astype(np.int32)).to(device),
+        batch_stride=heads * count if batch > 1 else 0,
+        head_stride=count if heads > 1 else 0,
+    )
+
+
 def _records(part: TileRuns, tiling: Tiling) -> tuple[Array, Array]:
     """The records of a stretch of tile rows, in keys, and how many each row has: a full run, led by what it touches."""
     full = part.covered
@@ -89,3 +113,20 @@ def _records(part: TileRuns, tiling: Tiling) -> tuple[Array, Array]:
     row = places[0] // width
     keys = np.minimum((places - row * width) * tiling.block[1], tiling.kv_len).astype(np.int32).T.copy()
     return keys, np.bincount(row - part.rows.start, minlength=part.rows.stop - part.rows.start)
+
+
+class Lists(Enum):
+    """What a table lists: runs of key tiles for each tile of queries, of query tiles for each tile of keys, or the
+    tiles on each diagonal."""
+
+    KEYS = "keys"
+    QUERIES = "queries"
+    DIAGONALS = "diagonals"
+
+
+TABLES: Mapping[Lists, Callable[[Classes, Tiling, torch.device], TileTable]] = {
+    Lists.KEYS: build_table,
+    Lists.QUERIES: build_turned_table,
+    Lists.DIAGONALS: build_diagonals,
+}
+"""How each is built."""
