@@ -26,6 +26,9 @@ MAX_CASES = 64
 
 MAX_POWER = 8
 
+ROUNDING = Fraction(1, 10**12)
+"""An exponent this close to a fraction was written as one: `1.0 / 3.0`."""
+
 Rational = Any
 
 
@@ -155,15 +158,16 @@ class _Field:
     def _power(self, base: Rational, exponent: Rational) -> Rational:
         """The whole part of the exponent apart, so that x ** p and x ** (p - 1) are known to be related."""
         constant = exponent.numer.const() / exponent.denom.LC if exponent.denom.is_ground else 0
-        whole = math.floor(constant)
+        fraction = Fraction(int(constant.numerator), int(constant.denominator)) if constant else Fraction(0)
+        whole = math.floor(fraction)
         if abs(whole) > MAX_POWER:
             return self._unknown((Op.POW, base, exponent))
-        rest, part = exponent - whole, Fraction(str(constant - whole))
-        if not rest:
-            return base**whole
-        if rest != self._field(constant - whole) or part.denominator > MAX_POWER:
-            return self._unknown((Op.POW, base, rest)) * base**whole
-        return self._root(base, part.denominator) ** part.numerator * base**whole
+        if exponent != self._field(constant):
+            return self._unknown((Op.POW, base, exponent - whole)) * base**whole
+        part = (fraction - whole).limit_denominator(MAX_POWER)
+        if abs(part - (fraction - whole)) > ROUNDING:
+            return self._unknown((Op.POW, base, fraction - whole)) * base**whole
+        return (self._root(base, part.denominator) ** part.numerator if part else 1) * base**whole
 
     def _root(self, base: Rational, degree: int) -> Rational:
         is_new = (Op.POW, base, degree) not in self._unknowns

@@ -70,10 +70,15 @@ def factored(expr: Expr) -> Product:
             case Apply(op=Op.NEG, args=(operand,)) if float(power).is_integer():
                 found.number *= (-1.0) ** power
                 stack.append((operand, power))
+            case Apply(op=Op.ADD, args=(left, right)) if left is right and float(power).is_integer():
+                found.number *= 2.0**power
+                stack.append((left, power))
             case Apply(op=Op.MUL, args=(left, right)):
                 stack += [(right, power), (left, power)]
             case Apply(op=Op.DIV, args=(left, right)):
                 stack += [(right, -power), (left, power)]
+            case Apply(op=Op.POW, args=(base, Const(value=exponent))) if float(exponent * power).is_integer():
+                stack.append((base, power * exponent))
             case Apply(op=Op.SQRT, args=(operand,)) if float(power).is_integer():
                 stack.append((operand, power / 2))
             case Apply(op=Op.RSQRT, args=(operand,)) if float(power).is_integer():
