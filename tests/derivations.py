@@ -19,9 +19,11 @@ from attndsl.analysis.streaming import Kind, Statistic, Streaming
 from attndsl.dense import Env, environment, evaluate
 from attndsl.ir import build
 from attndsl.ir.nodes import Expr, Load
+from attndsl.ir.rewrite import substitute
 from attndsl.reference import live_pairs
 
 Rows = dict[str, Tensor]
+GUESS = build.row_value("guess")
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,14 @@ def called(case: Case, q: Tensor, k: Tensor, v: Tensor, values: dict[str, Any]) 
 
 def at(call: Call, expr: Expr, rows: Rows, columns: Tensor | None = None, **flows: Tensor) -> Tensor:
     """An expression over pairs of some columns, when row values are known."""
-    names = {"dweight": build.DWEIGHT, "threshold": build.THRESHOLD}
+    names = {"dweight": build.DWEIGHT, "threshold": GUESS}
     leaves = {**call.env.leaves, build.SCORE: torch.where(call.live, call.scores, 0.0)}
     leaves |= {build.row_value(name): value for name, value in rows.items()}
     leaves |= {names[name]: value for name, value in flows.items()}
     if columns is not None:
         leaves[build.SCORE] = leaves[build.SCORE][..., columns]
         leaves[build.K] = leaves[build.K][..., columns]
-    return evaluate(expr, replace(call.env, leaves=leaves))
+    return evaluate(substitute(expr, {build.THRESHOLD: GUESS}), replace(call.env, leaves=leaves))
 
 
 def forward(call: Call, streaming: Streaming, blocks: list[Tensor]) -> tuple[Rows, Tensor | None]:

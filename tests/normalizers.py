@@ -152,6 +152,21 @@ def by_row_above(scope: Scope) -> Expr:
     return positive(scope, by_row(scope))
 
 
+def solved(scope: Scope) -> Expr:
+    """Powers of what a score has above a threshold, that sum to a number of the row; over their sum, or as they are."""
+    power = scope.pick((1, 2))
+    total = positive(scope, by_row(scope))
+
+    def above(threshold: Expr) -> Expr:
+        gap = scope.call("max", scope.op("-", S, threshold), 0.0)
+        return gap if power == 1 else scope.op("*", gap, gap)
+
+    top = most(scope, S)
+    lower = scope.op("-", scope.op("-", top, total), 1.0)
+    value = above(build.solve(above(build.THRESHOLD), total, lower, top))
+    return value if scope.between(0, 1) == 0 else scope.op("/", value, scope.op("+", sum_of(scope, value), 0.5))
+
+
 FAMILIES = (
     softmax_like,
     gated,
@@ -162,6 +177,7 @@ FAMILIES = (
     chosen,
     two_statistics,
     softmax_like,
+    solved,
 )
 
 

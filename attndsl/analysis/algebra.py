@@ -1,6 +1,6 @@
 """Is an expression zero whatever its leaves are? Decided by sympy on rational functions of what it cannot look into.
 
-In: a float expression. Out: a proof that it is 0, as mathematics has it (rounding aside). `exp` of a sum is a product,
+In: a float expression. Out: a proof that it is 0, as mathematics has it: rounding aside. `exp` of a sum is a product,
 captured elements and functions of other kinds are unknowns. Branches of a `where` are looked at one by one.
 """
 
@@ -26,8 +26,9 @@ MAX_CASES = 64
 
 MAX_POWER = 8
 
-ROUNDING = Fraction(1, 10**12)
-"""An exponent this close to a fraction was written as one: `1.0 / 3.0`."""
+MAX_DENOMINATOR = 10**6
+ROUNDING = Fraction(1, 2**50)
+"""A float this close to a simple fraction was meant as one: 0.3333333333333333 as a third, and less 1 as -2/3."""
 
 Rational = Any
 
@@ -162,11 +163,9 @@ class _Field:
         whole = math.floor(fraction)
         if abs(whole) > MAX_POWER:
             return self._unknown((Op.POW, base, exponent))
-        if exponent != self._field(constant):
+        part = fraction - whole
+        if exponent != self._field(constant) or part.denominator > MAX_POWER:
             return self._unknown((Op.POW, base, exponent - whole)) * base**whole
-        part = (fraction - whole).limit_denominator(MAX_POWER)
-        if abs(part - (fraction - whole)) > ROUNDING:
-            return self._unknown((Op.POW, base, fraction - whole)) * base**whole
         return (self._root(base, part.denominator) ** part.numerator if part else 1) * base**whole
 
     def _root(self, base: Rational, degree: int) -> Rational:
@@ -193,6 +192,9 @@ def _exact(value: bool | int | float) -> Any:
     from sympy import QQ
 
     fraction = Fraction(value)
+    near = fraction.limit_denominator(MAX_DENOMINATOR)
+    if abs(near - fraction) <= abs(fraction) * ROUNDING:
+        fraction = near
     return QQ(fraction.numerator, fraction.denominator)
 
 

@@ -67,7 +67,7 @@ def check(case: Case, seed: int) -> None:
             assert_rows_close(ours.reshape(1, -1), expected.reshape(1, -1), PRECISE, f"gradient of {name}")
 
 
-@settings(max_examples=300)
+@settings(max_examples=120)
 @given(RANDOM, st.integers(0, 99))
 def test_gradients_of_random_normalizers_are_those_of_the_reference(case: Case, seed: int) -> None:
     check(case, seed)
@@ -257,6 +257,16 @@ def test_weights_that_only_seem_to_depend_on_a_maximum_are_differentiated(normal
 def test_float_captures_of_every_index_are_found_and_integers_are_not() -> None:
     found = derived("p[kv_idx] * sigmoid(score + p[q_idx] + c[h] * float(x[h]))")
     assert [print_expr(load) for load, _ in found.dloads] == ["p[kv_idx]", "p[q_idx]", "c[h]"]
+
+
+LIBRARY = ("relu", "relu2", "taylor", "unnormalised", "sparsemax", "entmax15", "topk(3)", "prior(p[kv_idx])")
+LIBRARY += tuple(f"{name}(c[h])" for name in ("softmax", "sigmoid", "temperature", "temperature_log_n", "signed"))
+
+
+@pytest.mark.parametrize("normalizer", [*LIBRARY, "softmax_plus_one"])
+@pytest.mark.parametrize("weight", ["weight", "t[h] * weight + g", "where(weight < 0.2, 0.0, weight)"])
+def test_the_library_under_weight_mods(normalizer: str, weight: str) -> None:
+    check(case_of(variant(normalizer, weight, mask="kv_idx <= q_idx + 2 and q_idx != 3")), 1)
 
 
 # Row solves, against closed forms by sorting.
