@@ -50,7 +50,7 @@ class DenseEngine:
         for statistic in self.streaming.statistics:
             value = torch.where(live, _value(statistic.integrand, _with_rows(env, rows), live), 0.0)
             if statistic.kind is Kind.MAX:
-                rows[statistic.name] = _largest(value, live)
+                rows[statistic.name] = self._shift(_largest(value, live), env)
             else:
                 assert statistic.kind is Kind.SUM
                 rows[statistic.name] = value.sum(-1)
@@ -109,6 +109,11 @@ class DenseEngine:
         live = mask & (scores != -torch.inf)
         scores = torch.where(live, scores, 0.0)
         return replace(env, leaves={**env.leaves, build.SCORE: scores}), live, products
+
+    def _shift(self, most: Tensor, env: Env) -> Tensor:
+        """A maximum, no less than the sink: a row of nothing but a sink has a divisor too."""
+        sink = self.streaming.sink
+        return most if sink is None else torch.maximum(most, _value(sink, env, most[..., None])[..., 0])
 
     def _diagonals(self, pairs: Tensor) -> Tensor:
         block, (q_len, kv_len) = self.block, pairs.shape[-2:]

@@ -15,6 +15,7 @@ from strategies import Case, cases
 from torch import Tensor
 
 from attndsl.analysis.backward import DELTA, DLSE, Backward, RowFormula
+from attndsl.analysis.streaming import LSE
 from attndsl.ir import build
 from attndsl.ir.ops import Op
 from attndsl.ir.variant import Variant
@@ -62,21 +63,21 @@ def check(
     tensors: tuple[Tensor, Tensor, Tensor],
     q_offset: int | Tensor = 0,
     note: str = "",
-    tolerance: float = PRECISE,
+    engine: type[DenseEngine] = DenseEngine,
 ) -> dict[str, Tensor]:
     """Gradients of q, k, v and every captured float, through the engine and through the reference."""
-    engine, values = DenseEngine(subject), leaves(values)
+    values = leaves(values)
     tensors = tuple(tensor.detach().double().requires_grad_() for tensor in tensors)  # type: ignore[assignment]
     wanted = dict(zip("qkv", tensors, strict=True)) | {f"`{name}`": value for name, value in learning(values).items()}
-    rows = run(engine, values, tensors, q_offset)
+    rows = run(engine(subject), values, tensors, q_offset)
     expected = dense(subject, values, *tensors, enable_gqa=True, q_offset=q_offset)
-    assert_rows_close(rows.out, expected.out, tolerance, f"out {note}")
+    assert_rows_close(rows.out, expected.out, PRECISE, f"out {note}")
     found = torch.autograd.grad(loss(rows.out, rows.lse), list(wanted.values()))
     reference = torch.autograd.grad(loss(expected.out, expected.lse), list(wanted.values()), allow_unused=True)
     for name, gradient, other in zip(wanted, found, reference, strict=True):
         other = torch.zeros_like(gradient) if other is None else other
         assert gradient.dtype is wanted[name].dtype
-        assert_rows_close(gradient.reshape(1, -1), other.reshape(1, -1), tolerance, f"gradient of {name} {note}")
+        assert_rows_close(gradient.reshape(1, -1), other.reshape(1, -1), PRECISE, f"gradient of {name} {note}")
     return dict(zip(wanted, found, strict=True))
 
 
@@ -195,6 +196,35 @@ def test_the_same_bits_every_time() -> None:
             assert len(seen) == 1, name
     finally:
         torch.set_num_threads(before)
+
+
+class Sinking(DenseEngine):
+    """Softmax with a sink, whose derivative `-exp(sink - lse) * (delta - dlse)` is known row by row."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        assert isinstance(self.derivative, Backward)
+        (sink,) = self.program.loads_of("sink")
+        share = build.apply(Op.EXP, build.apply(Op.SUB, sink, LSE))
+        back = build.apply(Op.NEG, build.apply(Op.MUL, share, build.row_value("net")))
+        self.derivative = replace(self.derivative, drows=((sink, back),))
+
+
+def test_sinks_of_rows_without_a_key() -> None:
+    """Without a key, `lse` is the sink, and its gradient goes there; a sink of -inf leaves nothing, and no NaN."""
+    text = "attention a(sink: tensor[H]) { mask kv_idx < q_idx normalizer softmax(sink = sink[h]) }"
+    values: dict[str, Value] = {"sink": torch.tensor([0.5, -torch.inf, 1.0])}
+    q, k, v = inputs(batch=2, heads=3, q_len=9)
+    found = check(variant(text), values, (q, k, v), engine=Sinking)
+    engine, values = Sinking(variant(text)), leaves(values)
+    rows = run(engine, values, (q, k, v), 0)
+    dead = rows.max_score == -torch.inf
+    assert dead[:, :, 0].all()
+    given = torch.where(dead[..., None], torch.nan, torch.zeros_like(rows.out)), torch.where(dead, 1.0, 0.0)
+    given[1][:, 1, 0] = torch.nan
+    (of_sink,) = torch.autograd.grad((rows.out, rows.lse), learning(values).values(), given)
+    assert of_sink.tolist() == [2.0, 0.0, 2.0], "once for each batch"
+    assert found["`sink`"][1] == 0
 
 
 MASS, DMASS = build.row_value("mass"), build.row_value("dmass")
