@@ -53,7 +53,7 @@ class Trial:
     def is_affordable(self, block: tuple[int, int]) -> bool:
         """Whether planning it again with these tiles takes no time to speak of."""
         tiles = prod(replace(self.plan.tiling, block=block).shape)
-        return tiles <= (MAX_TILES if self.plan.tiles.exact else MAX_UNBOUNDED)
+        return tiles <= (MAX_TILES if self.plan.tiles.by_bounds else MAX_UNBOUNDED)
 
     @property
     def now(self) -> int:
@@ -91,7 +91,7 @@ def _found(trial: Trial, workload: Workload, is_permuted: bool) -> Iterator[str]
 def _rounded(trial: Trial) -> Iterator[str]:
     """Numbers that bound the keys, such as windows: where the next tile begins."""
     plan, now = trial.plan, trial.now
-    if not plan.tiles.exact:
+    if not plan.tiles.by_bounds:
         return
     ends = (end for keys in key_ranges(plan.variant.mask) for end in (*keys.lower, *keys.upper))
     names = dict.fromkeys(n.name for n in postorder(*ends) if isinstance(n, Scalar) and n.dtype.is_int)

@@ -17,16 +17,18 @@ import numpy as np
 
 from attndsl.analysis import runs
 from attndsl.analysis.bands import TileRuns, tile_runs
-from attndsl.analysis.bounds import key_ranges
+from attndsl.analysis.bounds import is_decidable, key_ranges
 from attndsl.analysis.cells import split_tables, with_tables
 from attndsl.analysis.ends import Source, prepare
-from attndsl.analysis.intervals import Known
+from attndsl.analysis.intervals import Evaluation, Known
 from attndsl.analysis.periods import periods_of
 from attndsl.analysis.pieces import look_at
 from attndsl.analysis.quadtree import Found, explore
 from attndsl.analysis.runs import Intervals, Runs
+from attndsl.analysis.sight import Scene, Sight
 from attndsl.analysis.tiling import Tiling
 from attndsl.analysis.values import Array
+from attndsl.analysis.witnesses import settle
 from attndsl.diagnostics import CallError, fail
 from attndsl.ir import build
 from attndsl.ir.nodes import Expr, Scalar
@@ -37,12 +39,16 @@ MAX_MATRIX = 2**28
 """Tiles beyond which they are not written down one by one."""
 MAX_KEPT = 2**20
 """Tile rows beyond which the runs of a closed form are computed again whenever they are asked for."""
-MAX_PIECEWISE = 2**20
-"""Partial tiles up to which each is looked at piece by piece."""
+MAX_CLOSER = 2**20
+"""Partial tiles up to which each is looked at more closely."""
 MAX_ROWS = 2**26
 """Tile rows, batches and heads included, that are counted at all."""
 MAX_RESIDUE_ROWS = 2**22
 """Those of which runs of a mask that bounds do not describe are kept."""
+
+
+Places = tuple[Array, ...]
+"""Tiles as (b, h, row, column)."""
 
 
 class TileClass(IntEnum):
@@ -53,13 +59,14 @@ class TileClass(IntEnum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Classes:
-    """The tiles [B', H', Tq, Tk] as runs of stretches of tile rows."""
+    """The tiles [B', H', Tq, Tk] as runs of stretches of tile rows; `by_bounds`: bounds alone say what they are."""
 
     shape: tuple[int, int, int, int]
     parts: Callable[[], Iterator[TileRuns]]
     needed: int
     full: int
     exact: bool
+    by_bounds: bool = False
 
     @property
     def counts(self) -> dict[str, int]:
@@ -84,15 +91,15 @@ class Classes:
         rows, columns = zip(*(_partial(part, self.shape[3]).places() for part in self.parts()), strict=True)
         return np.concatenate(rows), np.concatenate(columns)
 
-    def settled(self, look: Callable[[tuple[Array, ...]], Array], exact: bool) -> Classes:
-        """The same with the class of every partial tile, given as (b, h, row, column), looked up anew."""
-        return _kept(self.shape, (_relooked(part, self.shape, look) for part in self.parts()), exact=exact)
+    def settled(self, look: Callable[[Places], tuple[Array, bool]]) -> Classes:
+        """The same with the classes of partial tiles looked up anew; `look` says too whether these are exact."""
+        return _kept(self.shape, (_relooked(part, self.shape, look) for part in self.parts()))
 
 
 def classify(mask: Expr, tiling: Tiling, known: Known) -> Classes:
     """Every tile by its bounds, then, where the mask says more than bounds, by interval analysis of the rest."""
     if 0 in tiling.shape:
-        return Classes(tiling.shape, lambda: iter(()), 0, 0, exact=True)
+        return Classes(tiling.shape, lambda: iter(()), 0, 0, exact=True, by_bounds=True)
     _refuse_more(tiling.batch * tiling.heads * tiling.q_tiles, MAX_ROWS)
     mask = _with_numbers(mask, known)
     rest, tables = split_tables(mask)
@@ -130,18 +137,17 @@ def _substituted(mask: Expr, scalars: tuple[tuple[str, int | float], ...]) -> Ex
 
 def _of_ranges(tiling: Tiling, parts: Callable[[], Iterator[TileRuns]]) -> Classes:
     if tiling.batch * tiling.heads * tiling.q_tiles <= MAX_KEPT:
-        return _kept(tiling.shape, parts())
+        return replace(_kept(tiling.shape, parts()), by_bounds=True)
     needed, full, exact = 0, 0, True
     for part in parts():
         needed, full, exact = needed + part.needed.count, full + part.covered.count, exact and part.exact
-    return Classes(tiling.shape, parts, needed, full, exact)
+    return Classes(tiling.shape, parts, needed, full, exact, by_bounds=True)
 
 
-def _kept(shape: tuple[int, int, int, int], parts: Iterator[TileRuns], *, exact: bool | None = None) -> Classes:
+def _kept(shape: tuple[int, int, int, int], parts: Iterator[TileRuns]) -> Classes:
     kept = tuple(parts)
     needed, full = sum(part.needed.count for part in kept), sum(part.covered.count for part in kept)
-    is_exact = all(part.exact for part in kept) if exact is None else exact
-    return Classes(shape, lambda: iter(kept), needed, full, is_exact)
+    return Classes(shape, lambda: iter(kept), needed, full, all(part.exact for part in kept))
 
 
 def _refuse_more(rows: int, most: int, why: str = "") -> None:
@@ -163,9 +169,18 @@ def _with_residue(mask: Expr, sources: tuple[Source, ...], tiling: Tiling, known
         covered = runs.union(runs.joined((tree.certain, within.covered)), columns)
         found = TileRuns(rows, needed, runs.intersection(covered, needed, columns), exact=False)
     classes = _kept(tiling.shape, iter((found,)))
-    if periods_of(mask) and classes.counts["partial"] <= MAX_PIECEWISE:
-        return classes.settled(partial(look_at, mask, tiling, known), exact=False)
-    return classes
+    return (
+        classes.settled(partial(_closer, mask, tiling, known)) if classes.counts["partial"] <= MAX_CLOSER else classes
+    )
+
+
+def _closer(mask: Expr, tiling: Tiling, known: Known, tiles: Places) -> tuple[Array, bool]:
+    """Tiles looked at piece by piece, and where that leaves any open, pair by pair."""
+    scene = Scene(mask, Evaluation((mask,), tiling.whole, known), tiling, tiles)
+    sight = look_at(scene) if periods_of(mask) else Sight.none(len(scene))
+    if is_decidable(mask):
+        sight = sight.joined(sight.is_open, settle(scene.only(sight.is_open)))
+    return sight.classes, not sight.is_open.any()
 
 
 def _of_conjunction(source: Source, tiling: Tiling, known: Known, rows: slice) -> TileRuns:
@@ -194,17 +209,19 @@ def _partial(part: TileRuns, columns: int) -> Runs:
     return runs.difference(part.needed, part.covered, columns)
 
 
-def _relooked(part: TileRuns, shape: tuple[int, int, int, int], look: Callable[[tuple[Array, ...]], Array]) -> TileRuns:
+def _relooked(
+    part: TileRuns, shape: tuple[int, int, int, int], look: Callable[[Places], tuple[Array, bool]]
+) -> TileRuns:
     row, column = _partial(part, shape[3]).places()
     if not row.size:
-        return part
+        return replace(part, exact=True)
     _, heads, rows, columns = shape
     pair = row // rows
-    classes = look((pair // heads, pair % heads, row % rows, column))
+    classes, exact = look((pair // heads, pair % heads, row % rows, column))
     chosen = [classes >= least for least in (TileClass.PARTIAL, TileClass.FULL)]
     joined = [runs.joined((part.covered, _single(row[some], column[some]))) for some in chosen]
     needed, full = (runs.union(some, columns) for some in joined)
-    return TileRuns(part.rows, needed, full, part.exact)
+    return TileRuns(part.rows, needed, full, exact)
 
 
 def _single(row: Array, column: Array) -> Intervals:

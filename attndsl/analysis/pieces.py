@@ -4,8 +4,7 @@ Within a row of a grid `q_idx // 64` does not change and `q_idx % 64` does not w
 free as the other: on such pieces ranges know all there is to know of coordinates, while over a tile that begins in the
 middle of a row they take every row with every column.
 
-In: a mask, a `Tiling`, classes that are sound. Out: the classes with every partial tile looked at piece by piece: empty
-where no piece can have a live pair, full where none can have a dead one.
+In: tiles under a mask. Out: a `Sight`, from the mask on every piece of them.
 """
 
 from __future__ import annotations
@@ -15,33 +14,29 @@ from dataclasses import replace
 
 import numpy as np
 
-from attndsl.analysis.intervals import Box, Known, evaluate
 from attndsl.analysis.periods import Period, cut, periods_of
-from attndsl.analysis.tiling import Tiling
-from attndsl.analysis.values import Array, Interval, Truth
-from attndsl.ir.nodes import Expr
+from attndsl.analysis.sight import Scene, Sight
+from attndsl.analysis.values import Array, Interval
 from attndsl.ir.types import Coordinate
-
-EMPTY, PARTIAL, FULL = 0, 1, 2
 
 TILES_AT_ONCE = 2**14
 
 Periods = dict[Coordinate, tuple[Period, ...]]
 
 
-def look_at(mask: Expr, tiling: Tiling, known: Known, tiles: tuple[Array, ...]) -> Array:
-    """The classes of tiles (b, h, row, column) that are partial so far.
+def look_at(scene: Scene) -> Sight:
+    """What tiles that are partial so far are, as far as their pieces show it.
 
     Tiles that hold several whole rows and are still open are cut at every row: what depends on how far apart two rows
     are (radial attention) is not the same for all of them.
     """
-    periods = periods_of(mask)
-    classes = _in_batches(mask, periods, tiling, known, tiles)
-    by_row = {one: _row_by_row(some, size) for (one, some), size in zip(_in_order(periods), tiling.block, strict=True)}
-    if by_row != dict(_in_order(periods)):
-        open_ = classes == PARTIAL
-        classes[open_] = _in_batches(mask, by_row, tiling, known, tuple(place[open_] for place in tiles))
-    return classes
+    periods = periods_of(scene.mask)
+    sight = _in_batches(scene, periods)
+    sizes = zip(_in_order(periods), scene.tiling.block, strict=True)
+    by_row = {one: _row_by_row(some, size) for (one, some), size in sizes}
+    if by_row == dict(_in_order(periods)):
+        return sight
+    return sight.joined(sight.is_open, _in_batches(scene.only(sight.is_open), by_row))
 
 
 def _in_order(periods: Periods) -> Iterator[tuple[Coordinate, tuple[Period, ...]]]:
@@ -56,39 +51,30 @@ def _row_by_row(periods: tuple[Period, ...], size: int) -> tuple[Period, ...]:
     return (replace(periods[0], every=True), *periods[1:])
 
 
-def _in_batches(mask: Expr, periods: Periods, tiling: Tiling, known: Known, tiles: tuple[Array, ...]) -> Array:
-    starts = range(0, len(tiles[0]), TILES_AT_ONCE)
-    parts = (tuple(place[start : start + TILES_AT_ONCE] for place in tiles) for start in starts)
-    found = [_looked_at(mask, periods, tiling, known, part) for part in parts]
-    return np.concatenate([np.zeros(0, np.int8), *found])
+def _in_batches(scene: Scene, periods: Periods) -> Sight:
+    starts = range(0, len(scene), TILES_AT_ONCE)
+    found = [_looked_at(scene.only(slice(start, start + TILES_AT_ONCE)), periods) for start in starts]
+    nothing = Sight(*np.zeros((2, 2, 0), bool))
+    can, has = (np.concatenate(some, axis=1) for some in zip(*((s.can, s.has) for s in (nothing, *found)), strict=True))
+    return Sight(can, has)
 
 
-def _looked_at(mask: Expr, periods: Periods, tiling: Tiling, known: Known, tiles: tuple[Array, ...]) -> Array:
-    """The classes of these tiles, all partial so far."""
-    box = tiling.tiles(slice(0, tiling.q_tiles), slice(0, tiling.kv_tiles))
-    ranges = {coordinate: _gathered(interval, tiling, tiles) for coordinate, interval in box.ranges.items()}
-    queries, of_query = _pieces(ranges[Coordinate.Q_IDX], periods.get(Coordinate.Q_IDX, ()))
-    keys, of_key = _pieces(ranges[Coordinate.KV_IDX], periods.get(Coordinate.KV_IDX, ()))
-    q, k = _pairs(of_query, of_key, len(tiles[0]))
+def _looked_at(scene: Scene, periods: Periods) -> Sight:
+    (queries, of_query), (keys, of_key) = (
+        _pieces(side, some) for side, (_, some) in zip(scene.sides, _in_order(periods), strict=True)
+    )
+    q, k = _pairs(of_query, of_key, len(scene))
     tile = of_query[q]
     # A tile of one piece is what it was.
-    cut_up = np.bincount(tile, minlength=len(tiles[0])) > 1
+    cut_up = np.bincount(tile, minlength=len(scene)) > 1
     q, k, tile = q[cut_up[tile]], k[cut_up[tile]], tile[cut_up[tile]]
-    pieces = {coordinate: _on_axis(Interval(at := interval.lo[tile], at)) for coordinate, interval in ranges.items()}
-    pieces[Coordinate.Q_IDX] = _on_axis(Interval(queries.lo[q], queries.hi[q]))
-    pieces[Coordinate.KV_IDX] = _on_axis(Interval(keys.lo[k], keys.hi[k]))
-    if not len(tile):
-        return np.full(len(tiles[0]), PARTIAL)
-    truth = evaluate((mask,), Box(pieces), known)[mask]
-    assert isinstance(truth, Truth)
-    live, dead = (_any_piece(some, tile, len(tiles[0])) for some in (truth.can_be_true, truth.can_be_false))
-    return np.where(live | ~cut_up, np.where(dead | ~cut_up, PARTIAL, FULL), EMPTY)
-
-
-def _gathered(interval: Interval, tiling: Tiling, tiles: tuple[Array, ...]) -> Interval:
-    """The range of a coordinate on each of some tiles, as vectors."""
-    lo = np.broadcast_to(interval.lo, tiling.shape)[tiles]
-    return Interval(lo, lo if interval.is_point else np.broadcast_to(interval.hi, tiling.shape)[tiles])
+    live, dead = scene.truths(tile, *(Interval(some.lo[at], some.hi[at]) for some, at in ((queries, q), (keys, k))))
+    can, has = np.zeros((2, 2, len(scene)), bool)
+    can[:, ~cut_up] = True
+    for kind, (is_this, is_other) in enumerate(((live, dead), (dead, live))):
+        can[kind, tile[is_this]] = True
+        has[kind, tile[~is_other]] = True
+    return Sight(can, has)
 
 
 def _pieces(stretches: Interval, periods: tuple[Period, ...]) -> tuple[Interval, Array]:
@@ -106,15 +92,3 @@ def _pairs(of_query: Array, of_key: Array, tiles: int) -> tuple[Array, Array]:
     q = np.repeat(np.arange(len(of_query)), repeats)
     within = np.arange(len(q)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
     return q, firsts[of_query[q]] + within
-
-
-def _on_axis(interval: Interval) -> Interval:
-    lo = interval.lo.reshape(1, 1, 1, -1)
-    return Interval(lo, lo if interval.is_point else interval.hi.reshape(1, 1, 1, -1))
-
-
-def _any_piece(some: Array, tile: Array, tiles: int) -> Array:
-    """Whether any piece of each tile has this."""
-    found = np.zeros(tiles, bool)
-    found[tile[np.broadcast_to(some.reshape(-1), tile.shape)]] = True
-    return found

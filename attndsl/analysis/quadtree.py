@@ -6,7 +6,7 @@ can be true and those on which it cannot be false. Work follows the boundary bet
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,9 +14,8 @@ from attndsl.analysis import runs
 from attndsl.analysis.intervals import Box, Evaluation, Known
 from attndsl.analysis.runs import Intervals, Runs
 from attndsl.analysis.tiling import Tiling
-from attndsl.analysis.values import Array, Interval, Truth
+from attndsl.analysis.values import Array, Truth
 from attndsl.ir.nodes import Expr
-from attndsl.ir.types import Coordinate
 
 FACTOR = 4
 """Large tiles are cut into this many along each axis."""
@@ -115,24 +114,10 @@ def _looked_at(term: Expr, evaluation: Evaluation, squares: _Squares, tiling: Ti
 
 def _box(squares: _Squares, tiling: Tiling) -> Box:
     """The squares clipped to the lengths."""
-    batch = squares.pair // tiling.heads
-    offset = tiling.q_offset[batch] if len(tiling.q_offset) > 1 else tiling.q_offset[0]
-    points = {Coordinate.B: batch, Coordinate.H: squares.pair % tiling.heads}
-    lengths = {Coordinate.Q_LEN: np.array(tiling.q_len), Coordinate.KV_LEN: np.array(tiling.kv_len)}
-    fixed = {name: point.reshape(1, 1, 1, -1) for name, point in (points | lengths).items()}
-    sides = (squares.size * size for size in tiling.block)
-    q_first, k_first = (place * side for place, side in zip((squares.row, squares.column), sides, strict=True))
-    q_last, k_last = (
-        np.minimum(first + squares.size * size, length) - 1
-        for first, size, length in ((q_first, tiling.block[0], tiling.q_len), (k_first, tiling.block[1], tiling.kv_len))
-    )
-    return Box(
-        {
-            **{name: Interval(point, point) for name, point in fixed.items()},
-            Coordinate.Q_IDX: Interval(*((end + offset).reshape(1, 1, 1, -1) for end in (q_first, q_last))),
-            Coordinate.KV_IDX: Interval(*(end.reshape(1, 1, 1, -1) for end in (k_first, k_last))),
-        }
-    )
+    height, width = (squares.size * size for size in tiling.block)
+    pair, row, column = (place.reshape(1, 1, 1, -1) for place in (squares.pair, squares.row, squares.column))
+    batch, head = pair // tiling.heads, pair % tiling.heads
+    return tiling.boxes(batch, head, *replace(tiling, block=(height, width)).sides(batch, row, column))
 
 
 def _stretches(squares: _Squares, tiling: Tiling) -> Intervals:

@@ -67,6 +67,26 @@ class Tiling:
             }
         )
 
+    def sides(self, batch: Array, row: Array, column: Array) -> tuple[Interval, Interval]:
+        """The positions of the queries and of the keys of tiles."""
+        ends = ((row, self.block[0], self.q_len), (column, self.block[1], self.kv_len))
+        (first, last), keys = ((at * size, np.minimum(at * size + size, length) - 1) for at, size, length in ends)
+        offset = self.q_offset[batch] if len(self.q_offset) > 1 else self.q_offset[0]
+        return Interval(first + offset, last + offset), Interval(*keys)
+
+    def boxes(self, batch: Array, head: Array, queries: Interval, keys: Interval) -> Box:
+        """Boxes of pairs by their sides, arrays of four dimensions."""
+        return Box(
+            {
+                Coordinate.B: _points(batch),
+                Coordinate.H: _points(head),
+                Coordinate.Q_IDX: queries,
+                Coordinate.KV_IDX: keys,
+                Coordinate.Q_LEN: _points(np.full((1, 1, 1, 1), self.q_len)),
+                Coordinate.KV_LEN: _points(np.full((1, 1, 1, 1), self.kv_len)),
+            }
+        )
+
     def tiles(self, rows: slice, columns: slice) -> Box:
         """The tiles of a stretch of tile rows and columns."""
         return self._box(
@@ -82,16 +102,9 @@ class Tiling:
     def _box(self, queries: Array, keys: Array) -> Box:
         offset = self.q_offset.reshape(-1, 1, 1, 1)
         first = queries[0] + offset
-        return Box(
-            {
-                Coordinate.B: _points(np.arange(self.batch).reshape(-1, 1, 1, 1)),
-                Coordinate.H: _points(np.arange(self.heads).reshape(1, -1, 1, 1)),
-                Coordinate.Q_IDX: Interval(first, first if len(queries) == 1 else queries[1] + offset),
-                Coordinate.KV_IDX: Interval(keys[0], keys[1]),
-                Coordinate.Q_LEN: _points(np.full((1, 1, 1, 1), self.q_len)),
-                Coordinate.KV_LEN: _points(np.full((1, 1, 1, 1), self.kv_len)),
-            }
-        )
+        positions = Interval(first, first if len(queries) == 1 else queries[1] + offset)
+        batch, head = np.arange(self.batch).reshape(-1, 1, 1, 1), np.arange(self.heads).reshape(1, -1, 1, 1)
+        return self.boxes(batch, head, positions, Interval(keys[0], keys[1]))
 
 
 def _stretches(tiles: slice, size: int, length: int) -> Array:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -136,7 +136,7 @@ def plan_blocks(
     tiles = classify(variant.mask, tiling, known)
     if exact and not tiles.exact:
         host = on_device(values, torch.device("cpu"))
-        tiles = tiles.settled(partial(look_at_pairs, variant.mask, host, tiling), exact=True)
+        tiles = tiles.settled(lambda open_: (look_at_pairs(variant.mask, host, tiling, open_), True))
     strategy = choose_strategy(variant.mask)
     if strategy is Strategy.TABLE and tiles.counts["partial"] == prod(tiling.shape):
         strategy = Strategy.DENSE

@@ -64,8 +64,7 @@ def _useful(plan: BlockPlan) -> tuple[int, int]:
     """At least and at most how many pairs of the plan are live."""
     tiling, known = plan.tiling, known_values(plan.variant, plan.values)
     few = tiling.batch * tiling.heads * tiling.q_len <= MAX_QUERIES
-    # Tiles that were settled pair by pair are exact too, but bounds do not describe them.
-    if few and plan.tiles.exact and classify(plan.variant.mask, tiling, known).exact:
+    if few and plan.tiles.exact and plan.tiles.by_bounds:
         live = classify(plan.variant.mask, replace(tiling, block=(1, 1)), known).full
         return live, live
     full = sum(_pairs(part.covered, tiling) for part in plan.tiles.parts())

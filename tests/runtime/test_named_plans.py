@@ -14,6 +14,7 @@ from plans import BLOCKS, counted
 
 import attndsl as ad
 from attndsl.reference import live_pairs
+from attndsl.runtime.order import to_storage
 
 masks = ad.masks
 
@@ -54,6 +55,9 @@ def check(mask: Any, q_len: int, kv_len: int, block: tuple[int, int]) -> torch.T
     plan = attention.plan(q_len, kv_len, batch=2, heads=2, block=block)
     source, values = attention._compilation.source, attention._values()
     live = live_pairs(source, values, batch=2, heads=2, q_len=q_len, kv_len=kv_len)
+    if source.order is not None:
+        place = to_storage(torch.arange(q_len).view(1, 1, -1, 1), source.order).flatten()
+        live = live[..., place, :][..., place]
     found, truth = torch.broadcast_tensors(plan.classes(), counted(live, block))
     wrong = (found != truth).nonzero().tolist()
     assert not wrong, f"{len(wrong)} of {truth.numel()} tiles, the first at {wrong[0]}"
@@ -68,6 +72,8 @@ def test_masks_over_positions(name: str, lengths: tuple[int, int], block: tuple[
 
 
 CANVAS, VIDEO = ad.grid(y=20, x=33), ad.grid(t=5, y=8, x=12)
+ODD, FRAMES = ad.grid(y=19, x=23), ad.grid(t=20, y=2, x=4)
+TILED, FILM = ad.grid(y=16, x=24, tile=(4, 4)), ad.grid(t=4, y=8, x=12, tile=(2, 4, 4))
 GRIDS: dict[str, tuple[ad.Grid, Any]] = {
     "neighborhood": (CANVAS, masks.neighborhood(CANVAS, window=(5, 7))),
     "neighborhood of even size": (CANVAS, masks.neighborhood(CANVAS, window=(4, 6))),
@@ -81,6 +87,17 @@ GRIDS: dict[str, tuple[ad.Grid, Any]] = {
     "axial": (CANVAS, masks.axial(CANVAS, "y")),
     "cross": (CANVAS, masks.axial(CANVAS, "y") | masks.axial(CANVAS, "x")),
     "radial": (VIDEO, masks.radial(VIDEO, block=16)),
+    "neighborhood with a dilation and a stride": (ODD, masks.neighborhood(ODD, window=(4, 5), dilation=2, stride=3)),
+    "neighborhood, more dilated": (ODD, masks.neighborhood(ODD, window=(4, 5), dilation=3, stride=2)),
+    "neighborhood on axes that are no multiple": (ODD, masks.neighborhood(ODD, window=3, dilation=4)),
+    "causal neighborhood on such": (ODD, masks.neighborhood(ODD, window=3, dilation=(2, 4), causal=(True, False))),
+    "radial, many frames in a tile": (FRAMES, masks.radial(FRAMES, block=16, sink=False)),
+    "radial, many narrow frames in a tile": (FRAMES, masks.radial(FRAMES, block=4, decay=0.5, adjacent=3)),
+    "shifted_windows in tiles": (TILED, masks.shifted_windows(TILED, window=(8, 6), shift=(2, 3))),
+    "shifted_windows around in tiles": (TILED, masks.shifted_windows(TILED, window=(8, 6), shift=(2, 3), wrap=True)),
+    "shifted_windows around in tiles, small": (TILED, masks.shifted_windows(TILED, window=4, shift=(1, 2), wrap=True)),
+    "dilated neighborhood in tiles": (TILED, masks.neighborhood(TILED, window=5, dilation=3)),
+    "radial in tiles": (FILM, masks.radial(FILM, block=4)),
 }
 
 
