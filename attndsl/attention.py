@@ -117,10 +117,7 @@ class Attention:
             self._check_weights(call, enable_gqa)
         if check and not is_dense:
             self._check(result, dense(), q.dtype)
-        if wanted is None:
-            return result.out
-        found = result.sums if isinstance(result, Result) else {}
-        return result.out, wanted.of(result.lse, result.max_score, found)
+        return result.out if wanted is None else (result.out, wanted.of(result.lse, result.max_score, result.sums))
 
     def reference(
         self,

@@ -1,11 +1,12 @@
 """A normalizer and a weight mod that no library has, a few lines each.
 
-The normalizer divides by the sum of exponentials plus a learned share of their Euclidean norm:
+The normalizer is a softmax p that is less sure the fewer keys it rests on, by a learned amount for each head:
 
-    w = exp(s) / (sum exp(s) + caution * sqrt(sum exp(s)^2))
+    w = p / (1 + caution * sum p^2)
 
-A row that many keys share keeps all of its weight, one that a single key rules gives caution / (1 + caution) of it
-away. The weight mod forgets as people do, by a power of the distance: w * (1 + distance)^-rate.
+The sum is the chance that two draws from the row are the same key: a row that many keys share keeps all of its weight,
+one that a single key rules gives caution / (1 + caution) of it away. The weight mod forgets as people do, by a power of
+the distance: w * (1 + distance)^-rate.
 
 Nothing else is written: how the sums stream over the keys and what the gradients are is derived. Prints the program,
 what was derived, and how far output and gradients are from the formula, differentiated by torch in float64.
@@ -25,7 +26,8 @@ BATCH, HEADS, LENGTH, WIDTH = 2, 4, 193, 32
 @ad.normalizer
 def cautious(score, h, *, caution):
     e = ad.exp(score - ad.row_max(score))
-    return e / (ad.row_sum(e) + caution[h] * ad.sqrt(ad.row_sum(e * e)))
+    total = ad.row_sum(e)
+    return e / (total + caution[h] * ad.row_sum(e * e) / total)
 
 
 @ad.weight_mod
@@ -65,9 +67,8 @@ def by_hand(
 ) -> torch.Tensor:
     """The same attention by its formula, densely."""
     distance = torch.arange(LENGTH, device=q.device)[:, None] - torch.arange(LENGTH, device=q.device)
-    e = (q @ k.mT / WIDTH**0.5).exp() * (distance >= 0)
-    norm = (e * e).sum(-1, keepdim=True).sqrt()
-    weights = e / (e.sum(-1, keepdim=True) + caution[:, None, None] * norm)
+    p = (q @ k.mT / WIDTH**0.5).masked_fill(distance < 0, float("-inf")).softmax(-1)
+    weights = p / (1 + caution[:, None, None] * (p * p).sum(-1, keepdim=True))
     return (weights * (1 + distance.clamp(min=0)) ** -rate[:, None, None]) @ v
 
 

@@ -35,7 +35,7 @@ def test_quickstart() -> None:
 
 def test_own_normalizer() -> None:
     printed = run("own_normalizer.py")
-    assert "caution[h] * sqrt(row_sum(d0 * d0))" in printed
+    assert "caution[h] * row_sum(d0 * d0) / d1" in printed
     assert printed.count("of its largest element") == 6
 
 

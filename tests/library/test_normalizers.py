@@ -11,6 +11,8 @@ from compare import assert_rows_close
 from torch import Tensor
 
 import attndsl as ad
+from attndsl.analysis.backward import differentiate
+from attndsl.analysis.streaming import Refusal, stream
 from attndsl.diagnostics import CallError, DiagnosticError
 from attndsl.frontend.decorators import Mod
 from attndsl.frontend.parse import parse
@@ -190,6 +192,33 @@ def test_passes_change_no_bit(name: str) -> None:
         for variant in (made.variant, run_passes(made.variant))
     )
     assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_everything_streams_and_goes_back(name: str) -> None:
+    program = run_passes(attention(ENTRIES[name].normalizer).variant)
+    streaming = stream(program)
+    assert not isinstance(streaming, Refusal)
+    assert not isinstance(differentiate(program, streaming), Refusal)
+
+
+def twice_over(score):
+    """Divided by a sum of squares of exponentials, whose shift is twice that of their sum."""
+    e = ad.exp(score - ad.row_max(score))
+    return e / (ad.row_sum(e) + ad.row_sum(e * e) / ad.row_sum(e))
+
+
+def rooted(score):
+    e = ad.exp(score - ad.row_max(score))
+    return e / (ad.row_sum(e) + ad.sqrt(ad.row_sum(e * e)))
+
+
+@pytest.mark.parametrize("normalizer", [twice_over, rooted])
+def test_squares_of_exponentials_go_back(normalizer: Callable[..., object]) -> None:
+    program = run_passes(ad.attention(normalizer=normalizer).variant)
+    streaming = stream(program)
+    assert not isinstance(streaming, Refusal)
+    assert not isinstance(differentiate(program, streaming), Refusal)
 
 
 @pytest.mark.parametrize("name", ["sparsemax", "entmax15", "taylor", "topk"])
