@@ -25,7 +25,8 @@ def stored(call: Call, order: GridOrder) -> Call:
 def restored(rows: Rows, order: GridOrder) -> Rows:
     """The rows of a permuted call in the order the call came in."""
     lse = None if rows.lse is None else from_storage(rows.lse, order)
-    return Rows(from_storage(rows.out, order), lse, from_storage(rows.max_score, order))
+    sums = {name: from_storage(tensor, order) for name, tensor in rows.sums.items()}
+    return Rows(from_storage(rows.out, order), lse, from_storage(rows.max_score, order), sums)
 
 
 def to_storage(tensor: Tensor, order: GridOrder) -> Tensor:
