@@ -13,11 +13,14 @@ from torch import Tensor
 
 from attndsl.analysis.backward import Backward, differentiate
 from attndsl.analysis.calculus import cotangents
-from attndsl.analysis.streaming import Kind, Refusal, Streaming, stream
+from attndsl.analysis.exponential import exponential
+from attndsl.analysis.statistics import Kind, Statistic
+from attndsl.analysis.streaming import Refusal, Streaming, stream
 from attndsl.analysis.structure import Structure, structure_of
 from attndsl.dense import Env, environment, evaluate, evaluate_all
 from attndsl.ir import build
 from attndsl.ir.nodes import Expr, Load
+from attndsl.ir.types import Reduction
 from attndsl.ir.variant import Variant
 from attndsl.passes.pipeline import run_passes
 from attndsl.runtime.arguments import Call
@@ -48,20 +51,14 @@ class DenseEngine:
         env, live, _ = self._pairs(call)
         rows: dict[str, Tensor] = {}
         for statistic in self.streaming.statistics:
-            value = torch.where(live, _value(statistic.integrand, _with_rows(env, rows), live), 0.0)
-            if statistic.kind is Kind.MAX:
-                rows[statistic.name] = self._shift(_largest(value, live), env)
-            else:
-                assert statistic.kind is Kind.SUM
-                rows[statistic.name] = value.sum(-1)
-        dead = ~live.any(-1)
+            rows[statistic.name] = _statistic(statistic, _with_rows(env, rows), live)
+        most = _statistic(Statistic("most", Kind.MAX, build.SCORE), env, live)
         if self.streaming.lse is not None:
-            lse = _value(self.streaming.lse, _with_rows(env, rows), rows["m_i"][..., None])[..., 0]
-            rows["lse"] = torch.where(dead & ~lse.isfinite(), -torch.inf, lse)
+            rows["lse"] = self._lse(_with_rows(env, rows), live, most)
         weights = torch.where(live, _value(self.streaming.weight, _with_rows(env, rows), live), 0.0)
-        most = _largest(env.leaves[build.SCORE], live)
-        out = weights @ _repeated(call.v, call).to(env.dtype)
-        return Rows(out.to(call.q.dtype), rows["lse"], most, kept={name: rows[name] for name in self.streaming.kept})
+        out = weights @ torch.where(live.any(-2)[..., None], _repeated(call.v, call), 0.0).to(env.dtype)
+        kept = {name: rows[name] for name in self.streaming.kept}
+        return Rows(out.to(call.q.dtype), rows.get("lse"), most, kept=kept)
 
     def sums(self, call: Call, rows: Mapping[str, Tensor], dout: Tensor) -> Mapping[str, Tensor]:
         env, live, _ = self._pairs(call)
@@ -110,10 +107,14 @@ class DenseEngine:
         scores = torch.where(live, scores, 0.0)
         return replace(env, leaves={**env.leaves, build.SCORE: scores}), live, products
 
-    def _shift(self, most: Tensor, env: Env) -> Tensor:
-        """A maximum, no less than the sink: a row of nothing but a sink has a divisor too."""
-        sink = self.streaming.sink
-        return most if sink is None else torch.maximum(most, _value(sink, env, most[..., None])[..., 0])
+    def _lse(self, env: Env, live: Tensor, most: Tensor) -> Tensor:
+        """Of a row without a key: that of its sinks."""
+        kin = exponential(self.program.normalizer)
+        assert kin is not None
+        assert self.streaming.lse is not None
+        sinks = [_value(sink, env, live[..., :1]) for sink in kin.sinks or ()]
+        nothing = torch.logsumexp(torch.cat((torch.full_like(most, -torch.inf)[..., None], *sinks), -1), -1)
+        return torch.where(live.any(-1), _value(self.streaming.lse, env, most[..., None])[..., 0], nothing)
 
     def _diagonals(self, pairs: Tensor) -> Tensor:
         block, (q_len, kv_len) = self.block, pairs.shape[-2:]
@@ -137,9 +138,16 @@ def _value(root: Expr, env: Env, like: Tensor) -> Tensor:
     return evaluate_all((root,), env)[0].expand(like.shape)
 
 
-def _largest(values: Tensor, live: Tensor) -> Tensor:
-    nothing = values.new_full((*values.shape[:-1], 1), -torch.inf)
-    return torch.cat((nothing, torch.where(live, values, -torch.inf)), -1).amax(-1)
+def _statistic(statistic: Statistic, env: Env, live: Tensor) -> Tensor:
+    match statistic.kind:
+        case Kind.MAX:
+            node: Expr = build.row(Reduction.MAX, statistic.integrand)
+        case Kind.SUM:
+            node = build.row(Reduction.SUM, statistic.integrand)
+        case Kind.SOLVE:
+            assert statistic.solve is not None
+            node = statistic.solve
+    return evaluate(node, replace(env, live=live)).expand(*live.shape[:-1], 1)[..., 0]
 
 
 def _with_rows(env: Env, rows: Mapping[str, Tensor]) -> Env:

@@ -9,16 +9,18 @@ import pytest
 import torch
 from compare import assert_rows_close
 from engines import DenseEngine
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from launches import inputs, variant
+from normalizers import row
 from strategies import Case, cases
 from torch import Tensor
 
-from attndsl.analysis.backward import DELTA, DLSE, Backward, RowFormula
-from attndsl.analysis.streaming import LSE
+from attndsl.analysis.backward import DELTA, DLSE, Backward, RowFormula, differentiate
+from attndsl.analysis.streaming import Streaming, stream
 from attndsl.ir import build
 from attndsl.ir.ops import Op
 from attndsl.ir.variant import Variant
+from attndsl.passes.pipeline import run_passes
 from attndsl.reference import attend as dense
 from attndsl.runtime.arguments import Call, check_call
 from attndsl.runtime.autograd import attend
@@ -63,13 +65,12 @@ def check(
     tensors: tuple[Tensor, Tensor, Tensor],
     q_offset: int | Tensor = 0,
     note: str = "",
-    engine: type[DenseEngine] = DenseEngine,
 ) -> dict[str, Tensor]:
     """Gradients of q, k, v and every captured float, through the engine and through the reference."""
     values = leaves(values)
     tensors = tuple(tensor.detach().double().requires_grad_() for tensor in tensors)  # type: ignore[assignment]
     wanted = dict(zip("qkv", tensors, strict=True)) | {f"`{name}`": value for name, value in learning(values).items()}
-    rows = run(engine(subject), values, tensors, q_offset)
+    rows = run(DenseEngine(subject), values, tensors, q_offset)
     expected = dense(subject, values, *tensors, enable_gqa=True, q_offset=q_offset)
     assert_rows_close(rows.out, expected.out, PRECISE, f"out {note}")
     found = torch.autograd.grad(loss(rows.out, rows.lse), list(wanted.values()))
@@ -82,8 +83,17 @@ def check(
 
 
 @settings(max_examples=60)
-@given(cases(max_programs=4, max_length=33, tensor_offsets=True, sinks=False))
+@given(cases(max_programs=4, max_length=33, tensor_offsets=True, weights=True))
 def test_random_programs(case: Case) -> None:
+    check(case.variant, case.values, case.inputs(), case.q_offset, repr(case))
+
+
+@settings(max_examples=60)
+@given(cases(max_programs=4, max_length=33, tensor_offsets=True, row=row))
+def test_random_normalizers(case: Case) -> None:
+    streaming = stream(run_passes(case.variant))
+    assume(isinstance(streaming, Streaming))
+    assume(isinstance(differentiate(run_passes(case.variant), streaming), Backward))
     check(case.variant, case.values, case.inputs(), case.q_offset, repr(case))
 
 
@@ -198,25 +208,13 @@ def test_the_same_bits_every_time() -> None:
         torch.set_num_threads(before)
 
 
-class Sinking(DenseEngine):
-    """Softmax with a sink, whose derivative `-exp(sink - lse) * (delta - dlse)` is known row by row."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        assert isinstance(self.derivative, Backward)
-        (sink,) = self.program.loads_of("sink")
-        share = build.apply(Op.EXP, build.apply(Op.SUB, sink, LSE))
-        back = build.apply(Op.NEG, build.apply(Op.MUL, share, build.row_value("net")))
-        self.derivative = replace(self.derivative, drows=((sink, back),))
-
-
 def test_sinks_of_rows_without_a_key() -> None:
     """Without a key, `lse` is the sink, and its gradient goes there; a sink of -inf leaves nothing, and no NaN."""
     text = "attention a(sink: tensor[H]) { mask kv_idx < q_idx normalizer softmax(sink = sink[h]) }"
     values: dict[str, Value] = {"sink": torch.tensor([0.5, -torch.inf, 1.0])}
     q, k, v = inputs(batch=2, heads=3, q_len=9)
-    found = check(variant(text), values, (q, k, v), engine=Sinking)
-    engine, values = Sinking(variant(text)), leaves(values)
+    found = check(variant(text), values, (q, k, v))
+    engine, values = DenseEngine(variant(text)), leaves(values)
     rows = run(engine, values, (q, k, v), 0)
     dead = rows.max_score == -torch.inf
     assert dead[:, :, 0].all()
