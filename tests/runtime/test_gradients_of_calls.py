@@ -24,6 +24,7 @@ from attndsl.passes.pipeline import run_passes
 from attndsl.reference import attend as dense
 from attndsl.runtime.arguments import Call, check_call
 from attndsl.runtime.autograd import attend
+from attndsl.runtime.gradients.rows import with_formulas
 from attndsl.runtime.launch import Rows
 
 Value = int | float | Tensor
@@ -225,6 +226,22 @@ def test_sinks_of_rows_without_a_key() -> None:
     assert found["`sink`"][1] == 0
 
 
+def test_row_values_of_silent_rows() -> None:
+    """They are 0, whatever formulas make of statistics that are none: kernels may multiply by them."""
+    q, k, v = inputs(q_len=3)
+    log = build.apply(Op.LOG2, build.row_value("l_i"))
+    twice = build.apply(Op.ADD, build.row_value("u"), build.row_value("u"))
+    rows = (RowFormula("u", log), RowFormula("w", twice), RowFormula("c", build.real(2.0)))
+    form = Backward((), rows, (), build.WEIGHT, build.SCORE, (), ())
+    statistics, silent = torch.tensor([[[1.0, 0.0, 2.0]]]), torch.tensor([[[False, True, False]]])
+    found = with_formulas(Call(q, k, v, 1.0, 0, {}), form, {"l_i": statistics}, silent)
+    assert found["l_i"] is statistics
+    assert found["u"].tolist() == [[[0.0, 0.0, 1.0]]]
+    assert found["w"].tolist() == [[[0.0, 0.0, 2.0]]]
+    assert found["c"].tolist() == [[[2.0, 0.0, 2.0]]]
+    assert found["c"].is_contiguous()
+
+
 MASS, DMASS = build.row_value("mass"), build.row_value("dmass")
 FIRST = build.apply(Op.TO_FLOAT, build.apply(Op.LT, build.K, build.integer(4)))
 
@@ -248,7 +265,7 @@ class Weighing(DenseEngine):
 
 
 def test_further_sums() -> None:
-    """Their gradients are row values for formulas to read; those of rows without a live key count for nothing."""
+    """Their gradients are row values for formulas to read."""
     subject, values = written("several", "kv_idx <= q_idx and q_idx - kv_idx < 7")
     values, engine = leaves(values), Weighing(subject)
     tensors = tuple(
@@ -264,10 +281,19 @@ def test_further_sums() -> None:
     found = torch.autograd.grad(loss(rows.out, rows.sums["mass"]), wanted, retain_graph=True)
     for gradient, other in zip(found, torch.autograd.grad(loss(out, mass), wanted), strict=True):
         assert_rows_close(gradient.reshape(1, -1), other.reshape(1, -1), PRECISE)
+
+
+def test_further_sums_of_rows_without_a_key() -> None:
+    """A sink keeps such rows in the gradients, but not for what came of no key."""
+    text = "attention a(sink: tensor[H]) { mask kv_idx < q_idx normalizer softmax(sink = sink[h]) }"
+    values: dict[str, Value] = {"sink": torch.tensor([0.5, 1.0], requires_grad=True)}
+    q, k, v = (tensor.requires_grad_() for tensor in inputs(heads=2, q_len=9))
+    rows = run(Weighing(variant(text)), values, (q, k, v), 0)
     dead = rows.max_score == -torch.inf
     assert dead.any()
+    wanted = (q, k, *learning(values).values())
     alone, poisoned = (
-        torch.autograd.grad(rows.sums["mass"], wanted[:2], torch.where(dead, there, 1.0), retain_graph=True)
+        torch.autograd.grad(rows.sums["mass"], wanted, torch.where(dead, there, 1.0), retain_graph=True)
         for there in (0.0, torch.nan)
     )
     assert all(torch.equal(gradient, other) for gradient, other in zip(alone, poisoned, strict=True))
