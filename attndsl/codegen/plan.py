@@ -167,9 +167,10 @@ class KernelPlan:
     @property
     def stored(self) -> tuple[str, ...]:
         """The row values a kernel writes; one that keeps keys writes a value for each of them."""
-        has_lse = self.at_end != () and self.streaming.lse is not None
-        names = [part.name for part in self.statistics if not (has_lse and part.kind is Kind.SUM)]
-        return ("lse", *names) if has_lse else tuple(names)
+        ends = self.at_end != ()
+        spent = {part.name for part in self.sums if ends and part.name not in self.streaming.kept}
+        names = tuple(part.name for part in self.statistics if part.name not in spent)
+        return ("lse", *names) if ends and self.streaming.lse is not None else names
 
     @property
     def sizes(self) -> tuple[str, ...]:
