@@ -483,7 +483,8 @@ def test_explain_names_the_reasons() -> None:
 
 
 def test_explain_of_what_kernels_cannot_do() -> None:
-    assert "normalizer-not-streamable" in str(text("attention a {\n    normalizer  sigmoid(score)\n}").explain(256))
+    nested = "score / row_sum(abs(score - row_sum(score)))"
+    assert "normalizer-needs-more-passes" in str(text(f"attention a {{\n    normalizer  {nested}\n}}").explain(256))
 
 
 # Through the kernel.

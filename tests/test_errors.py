@@ -55,8 +55,12 @@ attention bits(n: int) {
 attention sigmoid {
     normalizer  sigmoid(score)
 }
-attention squared {
-    weight  weight * weight
+attention centred {
+    let mean = row_sum(score) / row_sum(1.0)
+    normalizer  (score - mean) / sqrt(row_sum((score - mean) * (score - mean)))
+}
+attention raised {
+    normalizer  exp(score - row_max(score))
 }
 attention drained(sink: tensor[H]) {
     normalizer  softmax(sink = sink[h])
@@ -172,8 +176,8 @@ CALLS: dict[str, Callable[[], Any]] = {
     "kernel-dtype": lambda: causal(*qkv(dtype=torch.float64), backend="triton"),
     "kernel-head-dim": lambda: causal(*qkv(1, 2, 5, 257), backend="triton"),
     "kernel-dtype-source": lambda: texts().causal.source(dtype=torch.float64, head_dim=512),
-    "normalizer-not-streamable": lambda: texts().sigmoid.source(),
-    "weight-mod-not-streamable": lambda: texts().squared.source(),
+    "normalizer-needs-more-passes": lambda: texts().centred.source(),
+    "maximum-not-invariant": lambda: texts().raised.source("backward_dq"),
     "unknown-kernel": lambda: texts().causal.source("backward"),
     "unknown-target": lambda: texts().causal.source(target="cuda"),
     "unknown-target-compile": lambda: compile_for("cuda:75"),

@@ -19,12 +19,11 @@ from attndsl.analysis.invariance import is_invariant
 from attndsl.analysis.row_sums import DELTA as DELTA
 from attndsl.analysis.row_sums import RowSums
 from attndsl.analysis.statistics import Kind, Statistic, row_values_in
-from attndsl.analysis.streaming import LSE, Refusal, Streaming, from_lse, row_form
+from attndsl.analysis.streaming import LSE, Refusal, Streaming, brief, from_lse, on_one_line, row_form
 from attndsl.diagnostics import Diagnostic
 from attndsl.ir import build
 from attndsl.ir.nodes import Expr, Load, RowValue
 from attndsl.ir.ops import Op
-from attndsl.ir.printer import print_expr
 from attndsl.ir.rewrite import postorder, substitute
 from attndsl.ir.variant import Variant
 
@@ -94,7 +93,7 @@ def _varies(variant: Variant, maximum: Statistic) -> Diagnostic:
     node = row.node_of(next(statistic for statistic in row.statistics if statistic.name == maximum.name))
     return Diagnostic(
         "maximum-not-invariant",
-        f"the weights depend on `{print_expr(node)}` beyond a shift that cancels",
+        f"the weights depend on `{brief(node)}` beyond a shift that cancels",
         variant.origins.first(node),
         ("in the backward of kernels a row maximum is a constant: right where the weights are the same for any other",),
         'subtract the maximum wherever the score stands, or call it with `backend="reference"`',
@@ -286,5 +285,5 @@ def _notes(streaming: Streaming, sums: tuple[RowFormula, ...]) -> Iterator[str]:
     if not sums:
         yield "no further pass over the keys: what flows into each statistic is a multiple of the row's delta"
     for formula in sums:
-        text = print_expr(formula.value).replace("\n", "; ")
+        text = on_one_line(formula.value)
         yield f"one more pass over the keys: {formula.name}, the sum of {text}, is no multiple of the row's delta"

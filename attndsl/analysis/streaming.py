@@ -28,7 +28,7 @@ from attndsl.analysis.statistics import Statistic as Statistic
 from attndsl.analysis.terms import Pair, taken_apart
 from attndsl.diagnostics import Diagnostic
 from attndsl.ir import build
-from attndsl.ir.nodes import Apply, Expr
+from attndsl.ir.nodes import Apply, Expr, Reduce
 from attndsl.ir.ops import Op
 from attndsl.ir.printer import print_expr
 from attndsl.ir.rewrite import substitute
@@ -43,6 +43,8 @@ MAX_TERMS = 2
 
 MAX_PASSES = 2
 """Passes for statistics, or for those between two roots; one more is for the output."""
+
+BRIEF = 60
 
 Passes = tuple[tuple[Statistic, ...], ...]
 
@@ -174,7 +176,7 @@ def _too_deep(variant: Variant, row: Named, passes: Passes) -> Iterator[Diagnost
             notes = [f"it reads {_described(variant, row, other)}" for other in row.statistics if other.name in below]
             yield Diagnostic(
                 "normalizer-needs-more-passes",
-                f"`{_text(node)}` takes more passes over the keys than kernels make",
+                f"`{brief(node)}` takes more passes over the keys than kernels make",
                 variant.origins.first(node),
                 (*notes, "kernels pass over the keys for statistics, and once more for the weights"),
                 'write it so that no sum reads another, or call it with `backend="reference"`',
@@ -184,7 +186,7 @@ def _too_deep(variant: Variant, row: Named, passes: Passes) -> Iterator[Diagnost
 def _described(variant: Variant, row: Named, statistic: Statistic) -> str:
     node = row.node_of(statistic)
     span = variant.origins.first(node)
-    return f"`{_text(node)}`" + ("" if span is None else f" ({span})")
+    return f"`{brief(node)}`" + ("" if span is None else f" ({span})")
 
 
 def _sink(kin: Exponential | None) -> Expr | None:
@@ -200,12 +202,12 @@ def _notes(passes: Passes, terms: tuple[Term, ...], kin: Exponential | None) -> 
             yield f"pass {number}: {statistic.name} is {_meaning(statistic)}{_rescaled(statistic.rescale)}"
     for number, term in enumerate(terms):
         name = "acc" if number == 0 else f"acc_{number}"
-        factor = f", times {_text(term.factor)} at the end"
-        yield f"{name} sums {_text(term.value)} times the values{_rescaled(term.rescale)}{factor}"
+        factor = f", times {on_one_line(term.factor)} at the end"
+        yield f"{name} sums {on_one_line(term.value)} times the values{_rescaled(term.rescale)}{factor}"
     if not terms:
         yield f"pass {len(passes) + 1}: the weights, which read statistics of all keys"
     if kin is not None and kin.sinks is not None:
-        yield f"the weight is exp({_text(kin.exponent)} - lse), before weight mods"
+        yield f"the weight is exp({on_one_line(kin.exponent)} - lse), before weight mods"
         if kin.shift is ZERO:
             yield "the exponential is not shifted by a row maximum: large scores overflow"
 
@@ -213,18 +215,26 @@ def _notes(passes: Passes, terms: tuple[Term, ...], kin: Exponential | None) -> 
 def _meaning(statistic: Statistic) -> str:
     match statistic.kind:
         case Kind.MAX:
-            return f"the maximum of {_text(statistic.integrand)}"
+            return f"the maximum of {on_one_line(statistic.integrand)}"
         case Kind.SUM:
-            return f"the sum of {_text(statistic.integrand)}"
+            return f"the sum of {on_one_line(statistic.integrand)}"
         case Kind.SOLVE:
             assert statistic.solve is not None
-            return f"where the sum of {_text(statistic.integrand)} is {_text(statistic.solve.total)}"
+            return f"where the sum of {on_one_line(statistic.integrand)} is {on_one_line(statistic.solve.total)}"
 
 
-def _text(expr: Expr) -> str:
+def brief(statistic: Expr) -> str:
+    """A statistic where its span shows all of it."""
+    text = print_expr(statistic)
+    if "\n" not in text and len(text) <= BRIEF:
+        return text
+    return f"{statistic.reduction.value}(...)" if isinstance(statistic, Reduce) else "row_solve(...)"
+
+
+def on_one_line(expr: Expr) -> str:
     """An expression on one line."""
     return print_expr(expr).replace("\n", "; ")
 
 
 def _rescaled(rescale: Expr | None) -> str:
-    return "" if rescale is None else f", rescaled by {_text(rescale)} when a maximum grows"
+    return "" if rescale is None else f", rescaled by {on_one_line(rescale)} when a maximum grows"
