@@ -134,16 +134,33 @@ def kept(call: Call, streaming: Streaming, rows: Rows) -> Rows:
 
 
 def lse_of(call: Call, streaming: Streaming, rows: Rows) -> Tensor:
-    """lse where a row has keys; elsewhere its sinks are all there is."""
+    """lse after the sinks have joined the maximum; -inf where there is neither a key nor a sink."""
+    assert streaming.lse is not None
+    rows = _joined(call, streaming, rows)
+    value = at(call, streaming.lse, rows).expand(*call.scores.shape[:-1], 1)
+    return torch.where(value.isnan() | ~_seen(call, streaming), -math.inf, value)
+
+
+def _seen(call: Call, streaming: Streaming) -> Tensor:
+    """Rows that have an lse: those with a live key or a sink."""
     from attndsl.analysis.exponential import exponential
 
-    assert streaming.lse is not None
-    value = at(call, streaming.lse, rows).expand(*call.scores.shape[:-1], 1)
     kin = exponential(call.case.variant.normalizer)
-    assert kin is not None
-    sinks = [at(call, sink, rows).expand_as(value) for sink in kin.sinks or ()]
-    nothing = torch.logsumexp(torch.cat(sinks, -1), -1, keepdim=True) if sinks else torch.full_like(value, -math.inf)
-    return torch.where(call.live.any(-1, keepdim=True), value, nothing)
+    has_sink = kin is not None and bool(kin.sinks)
+    return call.live.any(-1, keepdim=True) | torch.tensor(has_sink)
+
+
+def _joined(call: Call, streaming: Streaming, rows: Rows) -> Rows:
+    if streaming.sink is None:
+        return rows
+    joined = dict(rows)
+    (maximum,) = (part for part in streaming.statistics if part.kind is Kind.MAX)
+    joined[maximum.name] = torch.maximum(rows[maximum.name], at(call, streaming.sink, rows))
+    moved = {**rows, maximum.grown.name: joined[maximum.name]}
+    for part in streaming.statistics:
+        if part.kind is Kind.SUM:
+            joined[part.name] = _rescaled(call, part.rescale, rows[part.name], moved)
+    return joined
 
 
 def weights(call: Call, streaming: Streaming, rows: Rows) -> Tensor:

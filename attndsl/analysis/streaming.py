@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial, reduce
 
 from attndsl.analysis.arithmetic import ZERO, call, mul, neg, select, sub, total
 from attndsl.analysis.exponential import Exponential, divisors, exponential, is_positive
@@ -71,6 +72,8 @@ class Streaming:
 
     `weight` is the final weight of a pair, weight mods included, once `kept` are known: names of statistics, or `lse`
     alone where the normalizer has one. `lse` is then its value from the statistics, else `None`.
+    `sink`, of one shifted by its row maximum, is the largest value that joins the maximum before `lse` and the factors
+    are computed, with the sums rescaled: so nothing overflows, and a row without a live key has the lse of its sinks.
     `notes` say in words what was derived, one line each, for `explain`.
     """
 
@@ -190,10 +193,10 @@ def _described(variant: Variant, row: Named, statistic: Statistic) -> str:
 
 
 def _sink(kin: Exponential | None) -> Expr | None:
-    if kin is None or kin.sinks is None or len(kin.sinks) != 1:
+    """The largest sink, where a row maximum is the shift."""
+    if kin is None or not kin.sinks or not isinstance(kin.shift, Reduce) or kin.shift.reduction is not Reduction.MAX:
         return None
-    is_softmax = kin.exponent is build.SCORE and kin.shift is build.row(Reduction.MAX, build.SCORE)
-    return kin.sinks[0] if is_softmax else None
+    return reduce(partial(build.apply, Op.MAX), kin.sinks)
 
 
 def _notes(passes: Passes, terms: tuple[Term, ...], kin: Exponential | None) -> Iterator[str]:
