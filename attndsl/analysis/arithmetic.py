@@ -113,11 +113,3 @@ def total(parts: Iterable[Expr]) -> Expr:
     for part in parts:
         found = add(found, part)
     return found
-
-
-def product(parts: Iterable[Expr]) -> Expr:
-    """The product of the parts, 1 where there are none."""
-    found: Expr = ONE
-    for part in parts:
-        found = mul(found, part)
-    return found
