@@ -230,7 +230,7 @@ def score_mod(function: Callable[..., Any]) -> Mod:
 
 
 def normalizer(function: Callable[..., Any]) -> Mod:
-    """The weight as a function of the final score and of row statistics: `ad.row_max(score)`, `ad.row_sum(...)`."""
+    """The weight as a function of the final score and of row statistics: `ad.row_max`, `ad.row_sum`, `ad.row_solve`."""
     return as_mod(Stage.NORMALIZER, function)
 
 

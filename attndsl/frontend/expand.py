@@ -92,8 +92,8 @@ class Expressions:
     def _value(self, tree: Syntax, values: list[Value], frame: Frame, span: Span) -> Value:
         match tree:
             case Tree(data="name", children=[Token() as name]):
-                if self._names.is_unknown(str(name), frame) and (function := prelude.function(name)) is not None:
-                    return self._from_library(function, [], [], frame, span)
+                if self._names.is_unknown(str(name), frame) and (found := prelude.find(name)) is not None:
+                    return self._from_library(*found, [], [], frame, span)
                 return self._names.value(str(name), span, frame)
             case Tree(data="index"):
                 return self._names.element(_indexed(tree), values, span, frame)
@@ -163,31 +163,39 @@ class Expressions:
             example = f"name one of its coordinates: `{name}(q_idx).{layout.axes[-1]}`"
             self._reporter.error("grid-without-axis", message, span, help=example)
             return None
-        if name not in FUNCTIONS and (function := prelude.function(name)) is not None:
-            return self._from_library(function, names, values, frame, span)
+        if name not in FUNCTIONS and (found := prelude.find(name)) is not None:
+            return self._from_library(*found, names, values, frame, span)
         if name not in FUNCTIONS:
-            known = FUNCTIONS | prelude.offered() | self._scope.functions(frame.function) | self._scope.grids.keys()
+            library = prelude.offered(frame.stage)
+            known = FUNCTIONS | library | self._scope.functions(frame.function) | self._scope.grids.keys()
             help_ = suggestion(name, known)
             self._reporter.error("unknown-function", f"there is no function `{name}`", span, help=help_)
             return None
         return self._builtin(name, names, values, frame, span)
 
     def _from_library(
-        self, function: Def, names: list[str | None], values: list[Value], frame: Frame, span: Span
+        self,
+        library: prelude.Library,
+        function: Def,
+        names: list[str | None],
+        values: list[Value],
+        frame: Frame,
+        span: Span,
     ) -> Value:
-        """A normalizer of the library, read where it is written."""
+        """A function of the library, read where it is written."""
         name = function.name
-        if frame.stage not in (Stage.NORMALIZER, Stage.LET):
+        if frame.stage not in (library.stage, Stage.LET):
             message = f"a {frame.stage.value} does not have `{name}`"
-            self._reporter.error("wrong-stage", message, span, help=f"`{name}` exists in `normalizer` items")
+            help_ = f"`{name}` exists in `{library.stage.value}` items"
+            self._reporter.error("wrong-stage", message, span, help=help_)
             return None
         bound = bind(self._reporter, name, function.params, names, values, span)
         if bound is None:
             return None
         if name in REQUIREMENTS:
             REQUIREMENTS[name](self._builder, bound, span)
-        library = prelude.functions()
-        there = Expressions(self._builder, prelude.source(), Scope(library), set(library.values()), self._steps)
+        known = library.functions
+        there = Expressions(self._builder, library.source, Scope(known), set(known.values()), self._steps)
         return there._expand(function, bound, span, frame)
 
     def _solve(self, tree: Syntax, values: list[Value], frame: Frame, span: Span) -> Value:

@@ -132,8 +132,7 @@ class Names:
         return name in self._scope.names(frame.function)
 
     def _unknown(self, name: str, span: Span, frame: Frame) -> None:
-        library = prelude.offered() if frame.stage is Stage.NORMALIZER else set()
-        help_ = suggestion(name, self._scope.names(frame.function) | library)
+        help_ = suggestion(name, self._scope.names(frame.function) | prelude.offered(frame.stage))
         if name in FUNCTIONS or self._scope.function(name, frame.function) is not None:
             help_ = f"`{name}` is a function: call it, `{name}(...)`"
         elif (layout := self._scope.grid(name, frame.function)) is not None:

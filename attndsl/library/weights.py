@@ -1,4 +1,7 @@
-"""Weight mods: changes of the normalized weight w. Masked keys keep weight 0. Parameters are bound by keyword."""
+"""Weight mods: changes of the normalized weight w. Masked keys keep weight 0. Parameters are bound by keyword.
+
+In a text they have the same names and are called with the elements they read: `weight decay(log_gamma[h])`.
+"""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ TEXTS = {
     ),
     "wrong-arity-solve": "attention a {\n    normalizer  row_solve(score - 1.0, total = 1, lower = 0, upper = 1)\n}",
     "wrong-stage-solve": "attention a {\n    mask  row_solve(t: 1.0 - t, total = 1, lower = 0, upper = 1) > 0.0\n}",
-    "wrong-stage-library": "attention a {\n    score  sparsemax\n    weight  topk(3)\n}",
+    "wrong-stage-library": "attention a {\n    score  sparsemax\n    weight  topk(3)\n    mask  decay(1.0)\n}",
     "wrong-arity-library": "attention a {\n    normalizer  topk\n}",
     "unknown-function-library": "attention a {\n    normalizer  sparsmax()\n}",
     "unknown-name-library": "attention a {\n    normalizer  entmax_15\n}",

@@ -22,6 +22,7 @@ from attndsl.passes.pipeline import run_passes
 from attndsl.reference import attend
 
 N, W = ad.normalizers, ad.weights
+STAGES = {"normalizer": "normalizer", "weight": "weight_mod"}
 BATCH, HEADS, ROWS, KEYS = 2, 3, 7, 9
 PRECISE = 1e-12
 
@@ -116,16 +117,27 @@ ENTRIES = {
     "decay": Entry(
         W.decay(log_gamma=-HEAD),
         lambda s, b, h, i: s.softmax(0) * (-HEAD[h] * (i - torch.arange(len(s)))).exp(),
+        "decay(p[h])",
+        "p: tensor[H]",
     ),
-    "affine": Entry(W.affine(alpha=HEAD, beta=0.125), lambda s, b, h, i: HEAD[h] * s.softmax(0) + 0.125),
-    "threshold": Entry(W.threshold(least=0.2), lambda s, b, h, i: torch.where(s.softmax(0) >= 0.2, s.softmax(0), 0.0)),
+    "affine": Entry(
+        W.affine(alpha=HEAD, beta=0.125),
+        lambda s, b, h, i: HEAD[h] * s.softmax(0) + 0.125,
+        "affine(p[h], beta = r)",
+        "p: tensor[H], r: float",
+    ),
+    "threshold": Entry(
+        W.threshold(least=0.2),
+        lambda s, b, h, i: torch.where(s.softmax(0) >= 0.2, s.softmax(0), 0.0),
+        "threshold(p)",
+        "p: float",
+    ),
 }
 
 
 def attention(mod: Mod) -> ad.Attention:
     """Under a causal mask, with the last key hidden from all: rows of 1 to 7 of 9 keys."""
-    stage = "normalizer" if mod.stage.value == "normalizer" else "weight_mod"
-    return ad.attention(mask_mod=lambda q_idx, kv_idx: kv_idx <= q_idx, **{stage: mod})
+    return ad.attention(mask_mod=lambda q_idx, kv_idx: kv_idx <= q_idx, **{STAGES[mod.stage.value]: mod})
 
 
 def by_hand(formula: Formula, scores: Tensor) -> Tensor:
@@ -156,8 +168,9 @@ def test_equal_scores(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name, entry in ENTRIES.items() if entry.text is not None])
 def test_text_is_the_same_program(name: str) -> None:
     entry = ENTRIES[name]
-    (read,) = parse(f"attention a({entry.params}) {{ normalizer {entry.text} }}")
-    traced = ad.attention(normalizer=entry.normalizer).variant
+    item = entry.normalizer.stage.value
+    (read,) = parse(f"attention a({entry.params}) {{ {item} {entry.text} }}")
+    traced = ad.attention(**{STAGES[item]: entry.normalizer}).variant
     assert fingerprint(read) == fingerprint(traced)
     assert [one.message for one in read.requirements] == [one.message for one in traced.requirements]
 
@@ -171,8 +184,8 @@ def test_printed_programs_parse_back(name: str) -> None:
 @pytest.mark.parametrize("name", ENTRIES)
 def test_a_row_that_sees_nothing_has_no_weights_and_gradients(name: str) -> None:
     entry = ENTRIES[name]
-    stage = "normalizer" if entry.normalizer.stage.value == "normalizer" else "weight_mod"
-    blind = ad.attention(mask_mod=lambda q_idx, kv_idx: kv_idx < q_idx - 2, **{stage: entry.normalizer})
+    stage = entry.normalizer.stage.value
+    blind = ad.attention(mask_mod=lambda q_idx, kv_idx: kv_idx < q_idx - 2, **{STAGES[stage]: entry.normalizer})
     q, k, v = (x.float().clone().requires_grad_() for x in (Q, K, V))
     out = blind.reference(q, k, v)
     out.backward(torch.randn(out.shape, generator=generator))
