@@ -9,12 +9,17 @@ one that a single key rules gives caution / (1 + caution) of it away. The weight
 the distance: w * (1 + distance)^-rate.
 
 Nothing else is written: how the sums stream over the keys and what the gradients are is derived. Prints the program,
-what was derived, and how far output and gradients are from the formula, differentiated by torch in float64.
+what was derived, and how far output and gradients of the emitted kernels are from the formula, differentiated by torch
+in float64.
 
     python examples/own_normalizer.py
+
+Without a GPU, Triton's interpreter runs the same kernels on CPU tensors.
 """
 
 from __future__ import annotations
+
+import os
 
 import torch
 
@@ -38,6 +43,8 @@ def forgetting(weight, h, q_idx, kv_idx, *, rate):
 def main() -> None:
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported, which is later
     caution, rate = (torch.rand(HEADS, device=device).requires_grad_() for _ in range(2))
     attention = ad.attention(
         mask_mod=ad.masks.causal,
@@ -51,7 +58,7 @@ def main() -> None:
     q, k, v = (torch.randn(BATCH, HEADS, LENGTH, WIDTH, device=device, requires_grad=True) for _ in range(3))
     named = {"q": q, "k": k, "v": v, "caution": caution, "rate": rate}
     wide = {name: tensor.detach().double().requires_grad_() for name, tensor in named.items()}
-    out, expected = attention(q, k, v), by_hand(**wide)
+    out, expected = attention(q, k, v, backend="triton"), by_hand(**wide)
     direction = torch.randn_like(out)
     found = torch.autograd.grad(out, list(named.values()), direction)
     wanted = torch.autograd.grad(expected, list(wide.values()), direction.double())
