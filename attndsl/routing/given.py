@@ -10,7 +10,7 @@ from typing import Any
 from torch.nn.attention.flex_attention import BlockMask
 
 from attndsl.diagnostics import CallError, fail
-from attndsl.routing.router import Router
+from attndsl.routing.router import Routing
 from attndsl.routing.table import BlockTable
 from attndsl.runtime.arguments import Call
 
@@ -19,7 +19,7 @@ KINDS = "a `BlockTable`, a torch `BlockMask` or a router"
 
 def table_of_call(blocks: Any, call: Call, enable_gqa: bool) -> BlockTable:
     """The table for a call; a router is asked for the one of these q and k."""
-    if isinstance(blocks, Router):
+    if isinstance(blocks, Routing):
         return blocks(call.q, call.k, scale=call.scale, enable_gqa=enable_gqa, q_offset=call.q_offset)
     table = _table(blocks)
     table.check_fits(call.batch, call.heads, call.q_len, call.kv_len, call.q.device)
@@ -28,7 +28,7 @@ def table_of_call(blocks: Any, call: Call, enable_gqa: bool) -> BlockTable:
 
 def table_of_plan(blocks: Any, batch: int, heads: int, q_len: int, kv_len: int) -> BlockTable:
     """The table for a plan, which has lengths and no tensors."""
-    if isinstance(blocks, Router):
+    if isinstance(blocks, Routing):
         message = "a plan has no q and k to route"
         raise fail(CallError, "router-without-tensors", message, None, help="pass the table: `blocks=route(q, k)`")
     table = _table(blocks)

@@ -6,6 +6,7 @@ In: how to pool, score, select and keep. Out: a `Router`; called with q and k it
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +25,25 @@ from attndsl.routing.table import BlockTable, check_block
 Scorer = Callable[[Tensor, Tensor], Tensor]
 
 
+class Routing(ABC):
+    """What chooses blocks for a call. `route(q, k)` is the `BlockTable` of these queries and keys."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        *,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+        q_offset: int | Tensor = 0,
+    ) -> BlockTable:
+        """The table of q `(B, Hq, Nq, D)` and k `(B, Hkv, Nk, D)`; arguments as of an attention."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class Router:
-    """A router, made by `router`. `route(q, k)` is the `BlockTable` of these queries and keys."""
+class Router(Routing):
+    """A router, made by `router`."""
 
     block: tuple[int, int | Tensor]
     pool_q: Pool
@@ -50,7 +67,7 @@ class Router:
 
         Head h scores the keys of key head `h // (Hq // Hkv)`. `scale` defaults to `1/sqrt(D)`.
         """
-        self._check(q, k, enable_gqa)
+        check_inputs(q, k, enable_gqa, self.block[1])
         blocks = blocks_of(self.block, q.shape[2], k.shape[2], q_offset, q.device)
         kept, allowed = self._kept(blocks), ~blocks.future() if self.causal else None
         scores = self._scores(q, k, blocks, scale)
@@ -83,22 +100,23 @@ class Router:
         _check_scores(scores, shape, q.device)
         return scores.float().expand(shape)
 
-    def _check(self, q: Tensor, k: Tensor, enable_gqa: bool) -> None:
-        reporter = Reporter(CallError)
-        bound = (f"q {tuple(q.shape)}", f"k {tuple(k.shape)}")
-        if not (q.dim() == k.dim() == 4 and q.shape[0] == k.shape[0] and q.shape[3] == k.shape[3]):
-            reporter.error("router-shapes", "q and k do not fit each other", None, *bound)
-            reporter.check()
-        groups = k.shape[1] > 0 and q.shape[1] % k.shape[1] == 0
-        if q.shape[1] != k.shape[1] and not (enable_gqa and groups):
-            message = f"q has {q.shape[1]} heads, k has {k.shape[1]}"
-            help_ = "pass `enable_gqa=True` where key heads divide query heads"
-            reporter.error("heads-mismatch", message, None, *bound, help=help_)
-        keys = self.block[1]
-        if isinstance(keys, Tensor) and len(keys) != k.shape[2]:
-            message = f"the router places {len(keys)} keys in blocks, k has {k.shape[2]}"
-            reporter.error("router-shapes", message, None, *bound)
+
+def check_inputs(q: Tensor, k: Tensor, enable_gqa: bool, key_block: int | Tensor = 1) -> None:
+    """Refuse q and k that do not fit each other, or a tensor of the blocks of other keys."""
+    reporter = Reporter(CallError)
+    bound = (f"q {tuple(q.shape)}", f"k {tuple(k.shape)}")
+    if not (q.dim() == k.dim() == 4 and q.shape[0] == k.shape[0] and q.shape[3] == k.shape[3]):
+        reporter.error("router-shapes", "q and k do not fit each other", None, *bound)
         reporter.check()
+    groups = k.shape[1] > 0 and q.shape[1] % k.shape[1] == 0
+    if q.shape[1] != k.shape[1] and not (enable_gqa and groups):
+        message = f"q has {q.shape[1]} heads, k has {k.shape[1]}"
+        help_ = "pass `enable_gqa=True` where key heads divide query heads"
+        reporter.error("heads-mismatch", message, None, *bound, help=help_)
+    if isinstance(key_block, Tensor) and len(key_block) != k.shape[2]:
+        message = f"the router places {len(key_block)} keys in blocks, k has {k.shape[2]}"
+        reporter.error("router-shapes", message, None, *bound)
+    reporter.check()
 
 
 def router(

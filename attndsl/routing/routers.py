@@ -13,10 +13,12 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from attndsl.diagnostics import CallError, fail
+from attndsl.diagnostics import CallError, Reporter, fail
 from attndsl.routing.keep import Kept, diagonal, local, sink
+from attndsl.routing.lines import FlexPrefill, VerticalSlash
 from attndsl.routing.router import Router, router
-from attndsl.routing.selection import Selection, cumulative, threshold, top_k
+from attndsl.routing.selection import Selection, check_mass, cumulative, threshold, top_k
+from attndsl.routing.table import check_block
 
 __all__ = [
     "cumulative",
@@ -29,6 +31,7 @@ __all__ = [
     "sink",
     "threshold",
     "top_k",
+    "vertical_slash",
     "vmoba",
 ]
 
@@ -51,13 +54,37 @@ def quest(page: int, top_k: int, *, causal: bool = True) -> Router:
     return router(block=(1, page), score="bound", select=_best(top_k), causal=causal)
 
 
-def flexprefill(mass: float = 0.95, block: int = 128) -> Router:
-    """FlexPrefill's query-aware heads: mean-pooled queries and keys, a softmax over each row of blocks, and the fewest
-    blocks of a head that hold `mass` of all its rows; the first and the own blocks always.
+def flexprefill(mass: float = 0.95, block: int = 128, *, divergence: float = 0.1) -> FlexPrefill:
+    """FlexPrefill: for each head either pooled blocks or vertical and slash lines, by what its last queries look at.
 
-    Its other pattern, columns and diagonals seen from the last queries, and the choice between the two are not here.
+    Pooled blocks: mean-pooled queries and keys, a softmax over each row of blocks, and the fewest blocks of a head that
+    hold `mass` of all its rows; the first and the own blocks always. Lines: `vertical_slash(mass, block)`.
+
+    A head takes pooled blocks where their estimate for the last `block` queries (the softmax over the mean keys of the
+    blocks, of the mean of these queries) is close to what the blocks get: where the square root of the Jensen-Shannon
+    divergence of the two, in natural logarithms, is below `divergence`. 0 always takes lines, 1 always pooled blocks.
+    For use with a causal mask. The published budgets (a least and a most number of blocks) are not here.
     """
-    return router(block=(block, block), select=cumulative(mass, over="head"), keep=("sink", "diagonal"))
+    if not isinstance(divergence, int | float) or isinstance(divergence, bool) or not divergence >= 0:
+        raise fail(CallError, "bad-selection", f"`divergence` is {divergence!r}, expected a number, at least 0")
+    pooled = router(block=(block, block), select=cumulative(mass, over="head"), keep=("sink", "diagonal"))
+    return FlexPrefill(pooled, vertical_slash(mass, block), float(divergence))
+
+
+def vertical_slash(mass: float = 0.95, block: int = 128) -> VerticalSlash:
+    """Vertical and slash lines: keys that every later query sees, and distances at which every query sees its key.
+
+    The last `block` queries attend causally to all keys, in float32; vertical lines are the fewest keys that hold
+    `mass` of that attention, slash lines the fewest distances between query and key that do, ties to the earlier key
+    and to the shorter distance. A block of `block` queries sees every block of `block` keys that a line runs through
+    inside of the two, whole, and always the first block and its own; blocks in the future are never taken. So lines are
+    rounded outwards to blocks. For use with a causal mask, which holds inside the own block.
+    """
+    reporter = Reporter(CallError)
+    check_block(reporter, (block, block))
+    reporter.check()
+    check_mass(mass)
+    return VerticalSlash(float(mass), block)
 
 
 def seer(

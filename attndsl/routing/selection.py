@@ -67,18 +67,24 @@ class Cumulative:
 
     def __call__(self, scores: Tensor, kept: Tensor) -> Tensor:
         candidates = scores > -torch.inf
-        if scores.numel() == 0 or self.mass == 1:
+        if scores.numel() == 0:
             return candidates
-        weights = _softmax(scores) if self.weights is Weights.SOFTMAX else _minmax(scores)
-        shape = weights.shape
-        if self.over is Over.HEAD:
-            weights, candidates = weights.flatten(2), candidates.flatten(2)
-        # Blocks that must not be taken come last, behind candidates of weight 0.
-        values, places = order(torch.where(candidates, weights, -1.0))
-        values = values.clamp(min=0.0)
-        before = values.cumsum(-1) - values
-        taken = before < self.mass * values.sum(-1, keepdim=True)
-        return (torch.zeros_like(candidates).scatter_(-1, places, taken) & candidates).view(shape)
+        weights = softmax(scores) if self.weights is Weights.SOFTMAX else _minmax(scores)
+        if self.over is Over.ROW:
+            return fewest(weights, candidates, self.mass)
+        return fewest(weights.flatten(2), candidates.flatten(2), self.mass).view(weights.shape)
+
+
+def fewest(weights: Tensor, candidates: Tensor, mass: float) -> Tensor:
+    """The fewest candidates along the last axis whose weights sum to `mass` of all; all of them where that is 1."""
+    if weights.numel() == 0 or mass == 1:
+        return candidates
+    # What must not be taken comes last, behind candidates of weight 0.
+    values, places = order(torch.where(candidates, weights, -1.0))
+    values = values.clamp(min=0.0)
+    before = values.cumsum(-1) - values
+    taken = before < mass * values.sum(-1, keepdim=True)
+    return torch.zeros_like(candidates).scatter_(-1, places, taken) & candidates
 
 
 def top_k(k: int) -> TopK:
@@ -103,8 +109,7 @@ def cumulative(mass: float, *, over: str = "row", weights: str = "softmax") -> C
     head together, so that rows differ in how many blocks they get. Weights and sums are float64. Blocks that are kept
     anyway count in the mass like any other.
     """
-    if not (isinstance(mass, int | float) and 0 < mass <= 1):
-        raise fail(CallError, "bad-selection", f"`mass` is {mass!r}, expected more than 0 and at most 1")
+    check_mass(mass)
     if over not in tuple(Over) or weights not in tuple(Weights):
         message = f"there is no `cumulative` with over={over!r}, weights={weights!r}"
         help_ = 'over is "row" or "head", weights "softmax" or "minmax"'
@@ -112,7 +117,13 @@ def cumulative(mass: float, *, over: str = "row", weights: str = "softmax") -> C
     return Cumulative(float(mass), Over(over), Weights(weights))
 
 
-def _softmax(scores: Tensor) -> Tensor:
+def check_mass(mass: float) -> None:
+    """Refuse what is no share."""
+    if not (isinstance(mass, int | float) and 0 < mass <= 1):
+        raise fail(CallError, "bad-selection", f"`mass` is {mass!r}, expected more than 0 and at most 1")
+
+
+def softmax(scores: Tensor) -> Tensor:
     """Over each row, in float64; a row that may take nothing has weights 0, and scores of +inf share the mass."""
     scores = scores.double()
     most = scores.amax(-1, keepdim=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Callable
@@ -102,13 +103,114 @@ def flexprefill(q: Tensor, k: Tensor, block: int, mass: float) -> set[tuple[int,
 @pytest.mark.parametrize("mass", [0.3, 0.8, 0.95, 1.0])
 def test_flexprefill(mass: float) -> None:
     q, k, v = (3 * dense.normal(1, 2, 90, 8, seed=i) for i in range(3))
-    table = ad.routers.flexprefill(mass, block=16)(q, k)
+    route = ad.routers.flexprefill(mass, block=16, divergence=1)
+    table = route(q, k)
     for h in range(2):
         wanted = flexprefill(q[0, h], k[0, h], 16, mass)
         assert {tuple(pair) for pair in table.live[0, h].nonzero().tolist()} == wanted
     live = dense.pairs(table.live, (16, 16), (90, 90)) & dense.causal(90, 90)
-    found = CAUSAL.reference(q.double(), k.double(), v.double(), blocks=ad.routers.flexprefill(mass, block=16))
+    found = CAUSAL.reference(q.double(), k.double(), v.double(), blocks=route)
     torch.testing.assert_close(found, dense.attention(q, k, v, live))
+
+
+def last_attention(q: Tensor, k: Tensor, rows: int, offset: int) -> Tensor:
+    """The causal attention of the last queries of one head, pair by pair."""
+    found = torch.zeros(rows, len(k), dtype=torch.float64)
+    for row in range(rows):
+        query = len(q) - rows + row
+        visible = range(min(len(k), query + offset + 1))
+        scores = [math.exp(float(q[query].double() @ k[j].double()) / math.sqrt(q.shape[1])) for j in visible]
+        found[row, : len(scores)] = torch.tensor(scores, dtype=torch.float64) / max(sum(scores), 1e-300)
+    return found
+
+
+def heaviest(weights: dict[int, float], mass: float) -> set[int]:
+    taken: set[int] = set()
+    total = 0.0
+    for name in sorted(weights, key=lambda name: -weights[name]):
+        if total >= mass * sum(weights.values()):
+            break
+        taken.add(name)
+        total += weights[name]
+    return taken
+
+
+def lines(q: Tensor, k: Tensor, block: int, mass: float, offset: int) -> set[tuple[int, int]]:
+    """Blocks of one head through which a vertical or a slash line runs, pair by pair; the first and the own ones."""
+    rows = min(block, len(q))
+    attention = last_attention(q, k, rows, offset)
+    distances: dict[int, float] = {}
+    for row, j in itertools.product(range(rows), range(len(k))):
+        distance = len(q) - rows + row - j
+        distances[distance] = distances.get(distance, 0.0) + float(attention[row, j])
+    vertical, slash = heaviest(dict(enumerate(attention.sum(0).tolist())), mass), heaviest(distances, mass)
+    taken = set()
+    for i, j in itertools.product(range(len(q)), range(len(k))):
+        start = i // block * block
+        mates = range(start + offset, min(len(q), start + block) + offset)
+        is_own = any(position // block == j // block for position in mates)
+        if j // block * block <= mates[-1] and (j in vertical or i - j in slash or j < block or is_own):
+            taken.add((i // block, j // block))
+    return taken
+
+
+@pytest.mark.parametrize("mass", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize(("q_len", "kv_len", "offset"), [(90, 90, 0), (50, 90, 40), (37, 64, 5), (9, 70, 61)])
+def test_vertical_and_slash_lines(q_len: int, kv_len: int, offset: int, mass: float) -> None:
+    q, k, v = 3 * dense.normal(2, 4, q_len, 8), *(3 * dense.normal(2, 2, kv_len, 8, seed=i) for i in (1, 2))
+    route = ad.routers.vertical_slash(mass, block=16)
+    table = route(q, k, enable_gqa=True, q_offset=offset)
+    for b, h in itertools.product(range(2), range(4)):
+        wanted = lines(q[b, h], k[b, h // 2], 16, mass, offset)
+        assert {tuple(pair) for pair in table.live[b, h].nonzero().tolist()} == wanted
+    live = dense.pairs(table.live, (16, 16), (q_len, kv_len)) & dense.causal(q_len, kv_len, offset)
+    found = CAUSAL.reference(q.double(), k.double(), v.double(), enable_gqa=True, q_offset=offset, blocks=route)
+    torch.testing.assert_close(found, dense.attention(q, k, v, live))
+
+
+def test_heads_choose_between_pooled_blocks_and_lines() -> None:
+    """Equal keys: means say all there is. Keys that cancel in the mean of a block: they do not."""
+    q, k = dense.normal(1, 2, 96, 8), torch.zeros(1, 2, 96, 8)
+    q[:, 1], k[:, 1, 21], k[:, 1, 22] = 1.0, 5.0, -5.0
+    pooled, lined, found = (ad.routers.flexprefill(0.6, 16, divergence=at)(q, k).live for at in (1, 0, 0.2))
+    assert torch.equal(lined, ad.routers.vertical_slash(0.6, block=16)(q, k).live)
+    assert not torch.equal(pooled[:, 0], lined[:, 0])
+    assert not torch.equal(pooled[:, 1], lined[:, 1])
+    assert torch.equal(found[:, 0], pooled[:, 0])
+    assert torch.equal(found[:, 1], lined[:, 1])
+
+
+def test_the_divergence_is_that_of_jensen_and_shannon() -> None:
+    q, k = 2 * dense.normal(1, 1, 96, 8), 2 * dense.normal(1, 1, 96, 8, seed=1)
+    attention = last_attention(q[0, 0], k[0, 0], 16, 0).sum(0) / 16
+    mean = q[0, 0, 80:].double().mean(0)
+    starts = range(0, 96, 16)
+    shares = [float(attention[at : at + 16].sum()) for at in starts]
+    scores = [math.exp(float(mean @ k[0, 0, at : at + 16].double().mean(0)) / math.sqrt(8)) for at in starts]
+    means = [score / sum(scores) for score in scores]
+    sides = ((shares, means), (means, shares))
+    parts = [p * math.log(2 * p / (p + other)) for pair in sides for p, other in zip(*pair, strict=True)]
+    distance = math.sqrt(sum(parts) / 2)
+    pooled, lined = (ad.routers.flexprefill(0.3, 16, divergence=at)(q, k).live for at in (1, 0))
+    assert not torch.equal(lined, pooled)
+    for at, wanted in ((distance * 1.001, pooled), (distance * 0.999, lined)):
+        assert torch.equal(ad.routers.flexprefill(0.3, 16, divergence=at)(q, k).live, wanted)
+
+
+@pytest.mark.parametrize(("q_len", "kv_len"), [(0, 40), (40, 0), (0, 0), (1, 1)])
+def test_lines_of_nothing(q_len: int, kv_len: int) -> None:
+    q, k = dense.normal(1, 2, q_len, 8), dense.normal(1, 2, kv_len, 8)
+    for route in (ad.routers.vertical_slash(0.5, block=16), ad.routers.flexprefill(0.5, block=16)):
+        assert route(q, k).live.shape == (1, 2, -(-q_len // 16), -(-kv_len // 16))
+
+
+def test_keys_that_are_no_number_make_no_line() -> None:
+    q, k = dense.normal(1, 1, 64, 8), dense.normal(1, 1, 64, 8, seed=1)
+    k[0, 0, 20] = torch.nan
+    live = ad.routers.vertical_slash(0.5, block=1)(q, k).live[0, 0]
+    # The key itself is no line; its own block and lines at a distance may hold it.
+    assert not live[:, 20].all()
+    assert live.any(-1).all()
 
 
 @pytest.mark.parametrize(
