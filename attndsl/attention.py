@@ -112,7 +112,8 @@ class Attention:
         if is_dense:
             result: launch.Rows | Result = dense()
         else:
-            result = attend_by_kernels(self._compilation, self._facts, call, facts)
+            more = replace(call, values={**call.values, **sums.values})
+            result = attend_by_kernels(self._compilation, self._facts, more, facts, sums.sums)
         if check:
             self._check_weights(call, enable_gqa)
         if check and not is_dense:

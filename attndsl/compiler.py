@@ -15,6 +15,7 @@ score, mask, normalizer and weight as typed expressions. From there:
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 
@@ -23,6 +24,7 @@ from attndsl.codegen.kernels import Derivation, plan_kernel
 from attndsl.codegen.plan import Emitted, Specialisation
 from attndsl.codegen.triton import emit
 from attndsl.ir.fingerprint import fingerprint
+from attndsl.ir.row_sums import RowSum
 from attndsl.ir.variant import Variant
 from attndsl.passes.pipeline import run_passes
 from attndsl.passes.transpose_mask import transpose_mask
@@ -36,11 +38,25 @@ class Compilation:
         self.program = run_passes(source)
         self.fingerprint = fingerprint(replace(self.program, order=source.order))
         self._emitted: dict[tuple[str, Specialisation], Emitted] = {}
+        self._with_sums: dict[tuple[RowSum, ...], Compilation] = {}
 
     @cached_property
     def derivation(self) -> Derivation:
         """What follows from the mathematics of the program."""
         return Derivation(self.program, lambda: transpose_mask(self.source))
+
+    def with_sums(self, sums: tuple[RowSum, ...]) -> Compilation:
+        """The same of a program that also returns these sums of its rows."""
+        if not sums:
+            return self
+        found = self._with_sums.get(sums)
+        if found is None:
+            found = self._with_sums[sums] = copy(self)
+            params = (*self.program.params, *(param for row_sum in sums for param in row_sum.params))
+            program = replace(self.program, params=params)
+            found.derivation = Derivation(program, lambda: transpose_mask(self.source), sums)
+            found._emitted = {}
+        return found
 
     def kernel(self, name: str, spec: Specialisation) -> Emitted:
         """The plan and text of one kernel."""

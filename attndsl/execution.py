@@ -20,6 +20,7 @@ from attndsl.codegen.placement import Side
 from attndsl.codegen.plan import Emitted, Gather, KernelPlan, Specialisation
 from attndsl.compiler import Compilation
 from attndsl.ir.nodes import Load
+from attndsl.ir.row_sums import RowSum
 from attndsl.ir.variant import Variant
 from attndsl.runtime import autograd, launch, order
 from attndsl.runtime.arguments import Call
@@ -36,12 +37,14 @@ from attndsl.runtime.tiles import TileShape
 class Kernels:
     """The kernels of one variant for calls of one kind: an `Engine`.
 
-    `fast`, `strategy` and `tile` override what a call and its device suggest.
+    `returned` are further sums of the rows, beside the output. `fast`, `strategy` and `tile` override what a call and
+    its device suggest.
     """
 
     compilation: Compilation
     book: FactBook
     facts: Facts
+    returned: tuple[RowSum, ...] = ()
     fast: bool | None = None
     strategy: Strategy | None = None
     tile: TileShape | None = None
@@ -52,7 +55,12 @@ class Kernels:
 
     @property
     def derivative(self) -> Backward | Refusal:
-        return self.compilation.derivation.derivative
+        return self._extended.derivation.derivative
+
+    @property
+    def _extended(self) -> Compilation:
+        """The compilation of the program with its further sums."""
+        return self.compilation.with_sums(self.returned)
 
     def forward(self, call: Call) -> Rows:
         """The output and what is known of its rows."""
@@ -67,7 +75,8 @@ class Kernels:
         out = call.q.new_zeros((call.batch, call.heads, call.q_len, call.v_head_dim))
         found |= self._run(call, "forward", spec, {"Out": out}, found)
         kept = {name: found[name] for name in derivation.streaming.kept}
-        return Rows(out, found.get("lse"), found[derivation.maximum], kept=kept)
+        sums = self._run(call, "row_outputs", spec, {}, kept) if self.returned else {}
+        return Rows(out, found.get("lse"), found[derivation.maximum], sums, kept)
 
     def sums(self, call: Call, rows: Mapping[str, Tensor], dout: Tensor) -> Mapping[str, Tensor]:
         """The further row sums of a backward."""
@@ -75,7 +84,7 @@ class Kernels:
 
     def backward(self, call: Call, task: Task) -> Pieces:
         """The gradients a task wants, and the sums its captured elements are gathered from."""
-        wanted, derivation = task.wanted, self.compilation.derivation
+        wanted, derivation = task.wanted, self._extended.derivation
         spec = replace(self._spec(call), gradients=frozenset(load.tensor for load in wanted.loads))
         loads = {which: derivation.captured(spec, which) for which in Structure}
         given = {"DOut": task.dout}
@@ -99,7 +108,7 @@ class Kernels:
         """Derivatives pair by pair, a stretch of keys at a time."""
         if not loads:
             return
-        tile = self._tile(call, self.compilation.kernel("backward_pairs", spec))
+        tile = self._tile(call, self._extended.kernel("backward_pairs", spec))
         step = keys_of_chunk(call, tuple(loads.values()), tile.block_n)
         for start in range(0, call.kv_len, step):
             stretch = range(start, start + step)
@@ -128,7 +137,8 @@ class Kernels:
     ) -> dict[str, Tensor]:
         """Run a kernel; what it stores by name: of each row, of each key where it keeps keys, of each place of the
         diagonals of tiles, or of each pair with a `stretch` of keys."""
-        kernel = self.compilation.kernel(name, spec)
+        compilation = self.compilation if is_forward(name) else self._extended
+        kernel = compilation.kernel(name, spec)
         tile = self._tile(call, kernel)
         table = None
         if kernel.plan.reads_table:
@@ -136,7 +146,7 @@ class Kernels:
                 self.compilation.program, call, self.facts, (tile.block_m, tile.block_n), _lists(kernel.plan)
             )
             if table is None:
-                kernel = self.compilation.kernel(name, replace(spec, strategy=Strategy.DENSE))
+                kernel = compilation.kernel(name, replace(spec, strategy=Strategy.DENSE))
         sizes = {"chunk_lo": stretch.start, "chunk_hi": stretch.stop}
         match kernel.plan.gather:
             case Gather.WALK:
@@ -161,15 +171,20 @@ class Kernels:
         return tile
 
 
+def is_forward(name: str) -> bool:
+    """Whether a kernel is the same with further sums and without."""
+    return name == "forward" or name.startswith("statistics")
+
+
 def _lists(plan: KernelPlan) -> Lists:
     if plan.gather is Gather.DIAGONAL:
         return Lists.DIAGONALS
     return Lists.KEYS if plan.side is Side.QUERIES else Lists.QUERIES
 
 
-def attend(compilation: Compilation, book: FactBook, call: Call, facts: Facts) -> Rows:
+def attend(compilation: Compilation, book: FactBook, call: Call, facts: Facts, sums: tuple[RowSum, ...] = ()) -> Rows:
     """The rows of a call by kernels, differentiable; tokens are in the order kernels keep them in meanwhile."""
-    kernels, tokens = Kernels(compilation, book, facts), compilation.source.order
+    kernels, tokens = Kernels(compilation, book, facts, sums), compilation.source.order
     if tokens is None:
         return autograd.attend(kernels, call)
     return order.restored(autograd.attend(kernels, order.stored(call, tokens)), tokens)

@@ -65,7 +65,7 @@ class Program:
     def kernels(self, call: Call, *, fast: bool, tile: TileShape = TILE, strategy: Strategy | None = None) -> Kernels:
         """The kernels of the program for a call."""
         book = _Tables()
-        return Kernels(self._compilation, book, Facts(fast), fast, strategy, tile)
+        return Kernels(self._compilation, book, Facts(fast), (), fast, strategy, tile)
 
     def walks(self) -> list[Strategy]:
         """The walks the mask allows besides the one its kernels take by default."""

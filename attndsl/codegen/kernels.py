@@ -4,6 +4,7 @@ In: a variant after its passes, what was derived of it, and a `Specialisation`. 
 
     forward        statistics and output of a row, in one pass over the keys where they stream
     statistics     the statistics alone, where the output needs all of them first
+    row_outputs    sums of a row that a call returns beside its output
     backward_rows  further sums of a row that its derivative needs
     backward_dq    the gradient of q, and of captures that are alike along the keys
     backward_dkv   the gradients of k and v, and of captures that are alike along the queries
@@ -26,6 +27,7 @@ from attndsl.analysis.proofs import row_proofs
 from attndsl.analysis.statistics import Kind, Statistic
 from attndsl.analysis.streaming import Refusal, Streaming, stream
 from attndsl.analysis.structure import Structure, structure_of
+from attndsl.analysis.with_sums import with_sums
 from attndsl.codegen.names import kernel_names
 from attndsl.codegen.placement import Placer, Scope, Side, origin_of, scope_of
 from attndsl.codegen.plan import (
@@ -44,6 +46,7 @@ from attndsl.ir import build
 from attndsl.ir.nodes import Apply, Expr, Load, RowValue
 from attndsl.ir.ops import Op
 from attndsl.ir.rewrite import postorder, substitute
+from attndsl.ir.row_sums import RowSum
 from attndsl.ir.variant import Variant
 
 FINAL_SCORE = "s"
@@ -55,10 +58,12 @@ class Derivation:
     """What is derived of a variant, once for all its kernels.
 
     `program` is the variant after its passes, `transpose` makes its mask as keys see it (`passes.transpose_mask`).
+    `sums` are further sums of its rows that a call returns.
     """
 
     program: Variant
     transpose: Callable[[], Expr]
+    sums: tuple[RowSum, ...] = ()
 
     @cached_property
     def transposed_mask(self) -> Expr:
@@ -73,7 +78,8 @@ class Derivation:
 
     @cached_property
     def derivative(self) -> Backward | Refusal:
-        return differentiate(self.program, self.streaming)
+        found = differentiate(self.program, self.streaming)
+        return found if isinstance(found, Refusal) else with_sums(found, self.sums)
 
     @property
     def backward(self) -> Backward:
@@ -105,7 +111,8 @@ class Derivation:
     def kernels(self) -> tuple[str, ...]:
         """The names of all kernels, in the order they run."""
         has_backward = isinstance(self.derivative, Backward)
-        return (*self.statistics_kernels, "forward", *(self.backward_kernels if has_backward else ()))
+        outputs = ("row_outputs",) if self.sums else ()
+        return (*self.statistics_kernels, "forward", *outputs, *(self.backward_kernels if has_backward else ()))
 
     @cached_property
     def final(self) -> Expr:
@@ -142,6 +149,8 @@ def plan_kernel(derivation: Derivation, name: str, spec: Specialisation) -> Kern
     if name in derivation.statistics_kernels:
         number = derivation.statistics_kernels.index(name)
         return _statistics(derivation, name, number, spec)
+    if name == "row_outputs" and derivation.sums:
+        return _row_outputs(derivation, spec)
     if name in derivation.backward_kernels:
         return _BACKWARD[name](derivation, spec)
     known = ", ".join(f"`{kernel}`" for kernel in derivation.kernels)
@@ -171,6 +180,12 @@ def _forward(derivation: Derivation, spec: Specialisation) -> KernelPlan:
     statistics = (*peak, *_over_products(derivation, streaming.passes[-1] if streaming.passes else ()))
     at_end = (*(term.factor for term in streaming.terms), *(() if streaming.lse is None else (streaming.lse,)))
     return _planned(derivation, "forward", spec, Side.QUERIES, statistics, online, at_end)
+
+
+def _row_outputs(derivation: Derivation, spec: Specialisation) -> KernelPlan:
+    weight: dict[Expr, Expr] = {build.WEIGHT: derivation.streaming.weight}
+    sums = (Statistic(row_sum.name, Kind.SUM, substitute(row_sum.term, weight)) for row_sum in derivation.sums)
+    return _planned(derivation, "row_outputs", spec, Side.QUERIES, _over_products(derivation, tuple(sums)))
 
 
 def _backward_rows(derivation: Derivation, spec: Specialisation) -> KernelPlan:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 _TEMPLATE_NAMES = """
     tl triton range float INF NAN LOG2E RUNTIME BLOCK_M BLOCK_N
-    forward statistics backward_rows backward_dq backward_dkv backward_diagonal backward_pairs
+    forward statistics row_outputs backward_rows backward_dq backward_dkv backward_diagonal backward_pairs
     Q K V Out Lse Max Peak Q_offset Table Table_rows q_offset q_len kv_len heads group sm_scale qk_scale
     tiles tile pid b h kv_h row_base offs_m offs_n offs_d offs_dv rows q_tile k_tile v_tile out_tile k_offs v_offs
     q k v q_idx kv_idx keys q_first q_last key_lo key_hi full_lo full_hi start_n table_row record part done late

@@ -361,6 +361,7 @@ def docstring(plan: KernelPlan) -> str:
 
 TITLES = {
     "statistics": "statistics of the rows",
+    "row_outputs": "sums of the rows",
     "backward_rows": "backward, sums over the rows",
     "backward_dq": "backward, gradient of q",
     "backward_dkv": "backward, gradients of k and v",
