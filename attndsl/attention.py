@@ -29,6 +29,7 @@ from attndsl.runtime import launch
 from attndsl.runtime.agreement import check_agreement, check_weights
 from attndsl.runtime.aot import CompileReport, check_target, compile_for
 from attndsl.runtime.arguments import Call, check_call, check_plan
+from attndsl.runtime.autograd import cast_by_autocast
 from attndsl.runtime.backends import Backend, backend_named, check_kernel_shape, chosen
 from attndsl.runtime.facts import FactBook
 from attndsl.runtime.planner import BlockPlan, plan_blocks
@@ -85,12 +86,14 @@ class Attention:
         is the position of the first query; positions are otherwise top-left aligned. `blocks`: a `BlockTable`, a torch
         `BlockMask` or a router, which intersects with the mask. `return_aux`: True or a list of `"lse"`, `"max_score"`,
         `"entropy"` and `ad.aux.mass(...)`; then the result is `(out, Aux)`. `backend`: "triton" (GPU tensors, or any
-        under TRITON_INTERPRET=1; forward only), "reference" (dense, differentiable), or "auto": triton for GPU tensors
+        under TRITON_INTERPRET=1), "reference" (dense, differentiable), or "auto": triton for GPU tensors
         and under TRITON_INTERPRET=1, the reference for others. `check=True` also evaluates the reference and raises
         when the two differ, or where finite scores have weights that are not.
         """
         wanted = wanted_statistics(return_aux)
         asked = backend_named(backend)
+        if all(isinstance(tensor, Tensor) for tensor in (q, k, v)):
+            q, k, v = cast_by_autocast(q, k, v)
         call = self._checked(q, k, v, scale=scale, enable_gqa=enable_gqa, q_offset=q_offset)
         if blocks is not None:
             routed = self._routed(table_of_call(blocks, call, enable_gqa), call.values, q_offset)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attndsl.advice import advice_for
 from attndsl.analysis.proofs import Proof
+from attndsl.codegen.derived import gradient_notes, streaming_notes
 from attndsl.codegen.describe import describe
 from attndsl.codegen.plan import KernelPlan, Specialisation
 from attndsl.codegen.proofs import claim_text, fact_text, proofs_of
@@ -68,7 +69,9 @@ class Explanation:
 
     `proofs` are those of the fast kernel, which runs if all they take holds (`unmet` is empty). `nbytes`: of q, k, v,
     the output, captured tensors and the table of tiles; of the copies, each read and written once, where a
-    `permutation` keeps tokens in tiles. `kernel`: its decisions as text, or why there is none.
+    `permutation` keeps tokens in tiles. `kernel`: its decisions as text, or why there is none. `streaming` and
+    `gradients`: how the normalizer streams over the keys, how it is differentiated, how the gradient of each captured
+    tensor is gathered.
     """
 
     name: str
@@ -80,6 +83,8 @@ class Explanation:
     unmet: tuple[str, ...]
     advice: tuple[str, ...]
     kernel: str
+    streaming: tuple[str, ...] = ()
+    gradients: tuple[str, ...] = ()
     permutation: Permutation | None = None
 
     @property
@@ -156,6 +161,8 @@ def explain(compilation: Compilation, plan: BlockPlan, shape: Shape, grants: Gra
         unmet=unmet,
         advice=advice_for(plan, workload, is_permuted=compilation.source.order is not None),
         kernel=text.rstrip("\n"),
+        streaming=streaming_notes(compilation.derivation),
+        gradients=gradient_notes(compilation.derivation),
         permutation=_permutation(compilation.source, plan),
     )
 
@@ -220,6 +227,8 @@ def _lines(found: Explanation) -> Iterator[str]:
             f"the general kernel, for want of {missing}" if found.unmet else "the fast kernel: all of these facts hold"
         )
         yield from _section("runs", [runs])
+    yield from _section("streams", found.streaming)
+    yield from _section("gradients", found.gradients)
     yield from _section("advice", found.advice or ["nothing to gain that is known of"])
     yield ""
     yield from found.kernel.splitlines()
