@@ -29,9 +29,10 @@ from attndsl.ir.variant import Param, Variant
 class Specialisation:
     """What a kernel is compiled for besides the variant.
 
-    `dtype` is the element type of q, k and v: "bf16", "fp16" or "fp32". `fast` kernels rely on facts the launcher
-    checks on the host: every `Condition`, and those proofs about rows are taken on (`analysis.proofs`). The other
-    kernel relies on none of them. `strategy` is the walk over the keys, by default the one the mask allows.
+    `dtype` is the element type of q, k and v: "bf16", "fp16", "fp32" or, on a CPU, "fp64". `fast` kernels rely on facts
+    the launcher checks on the host: every `Condition`, and those proofs about rows are taken on (`analysis.proofs`).
+    The other kernel relies on none of them. `strategy` is the walk over the keys, by default the one the mask allows.
+    `storages` are the torch dtypes of the variant's captured tensors, where the text of a kernel depends on them.
     """
 
     dtype: str = "bf16"
@@ -40,6 +41,7 @@ class Specialisation:
     fast: bool = True
     offset_per_batch: bool = False
     strategy: Strategy | None = None
+    storages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
