@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attndsl.codegen.plan import Specialisation
+from attndsl.codegen.plan import Specialisation, Target
 from attndsl.compiler import KERNELS, Compilation
-from attndsl.diagnostics import UnsupportedError, fail
 from attndsl.execution import run_forward
 from attndsl.explain import Explanation, Shape, explain
 from attndsl.frontend.bindings import Bindings
@@ -28,7 +27,7 @@ from attndsl.runtime import launch
 from attndsl.runtime.agreement import check_agreement
 from attndsl.runtime.aot import CompileReport, check_target, compile_for
 from attndsl.runtime.arguments import Call, check_call, check_plan
-from attndsl.runtime.backends import Backend, backend_named, check_kernel_shape, chosen
+from attndsl.runtime.backends import DTYPES, TARGETS, backend_named, check_kernel_shape, chosen, target_named
 from attndsl.runtime.facts import FactBook
 from attndsl.runtime.planner import BlockPlan, plan_blocks
 from attndsl.runtime.statistics import Aux, wanted_statistics
@@ -84,9 +83,9 @@ class Attention:
         is the position of the first query; positions are otherwise top-left aligned. `blocks`: a `BlockTable`, a torch
         `BlockMask` or a router, which intersects with the mask. `return_aux`: True or names of
         `lse`, `max_score`; then the result is `(out, Aux)`. `backend`: "triton" (GPU tensors, or any under
-        TRITON_INTERPRET=1; forward only), "reference" (dense, differentiable), or "auto": triton for GPU tensors and
-        under TRITON_INTERPRET=1, the reference for others. `check=True` also evaluates the reference and raises when
-        the two differ.
+        TRITON_INTERPRET=1; forward only), "cpu" (compiled C++; forward only), "reference" (dense, differentiable), or
+        "auto": triton for GPU tensors and under TRITON_INTERPRET=1, cpu for CPU tensors none of which requires a
+        gradient, the reference for others. `check=True` also evaluates the reference and raises when the two differ.
         """
         wanted = wanted_statistics(return_aux)
         asked = backend_named(backend)
@@ -104,10 +103,13 @@ class Attention:
                 backend=backend,
                 check=check,
             )
-        is_dense = chosen(asked, call) is Backend.REFERENCE
+        target = TARGETS.get(chosen(asked, call))
         facts = self._facts.of(self._compilation.source, self._compilation.program, call)
-        result = self._dense(call, enable_gqa) if is_dense else run_forward(self._compilation, self._facts, call, facts)
-        if check and not is_dense:
+        if target is None:
+            result: Result | launch.Rows = self._dense(call, enable_gqa)
+        else:
+            result = run_forward(self._compilation, self._facts, call, facts, target)
+        if check and target is not None:
             self._check(result, self._dense(call, enable_gqa), q.dtype)
         return result.out if wanted is None else (result.out, wanted.of(result.lse, result.max_score))
 
@@ -221,18 +223,12 @@ class Attention:
         v_head_dim: int | None = None,
     ) -> str:
         """The emitted source of one of `kernels(target)`, as it is for tensors of this dtype and these head dims."""
-        self.kernels(target)
-        return self._compilation.kernel(kernel, _specialisation(dtype, head_dim, v_head_dim)).text
+        spec = _specialisation(target_named(target), dtype, head_dim, v_head_dim)
+        return self._compilation.kernel(kernel, spec).text
 
     def kernels(self, target: str = "triton") -> tuple[str, ...]:
         """The names of the kernels a target has."""
-        if target == "cpu":
-            message = "there are no native CPU kernels yet"
-            raise fail(UnsupportedError, "no-cpu-kernels", message, None, help='use `target="triton"`')
-        if target != "triton":
-            message = f"there is no target {target!r} to emit source for"
-            raise fail(UnsupportedError, "unknown-target", message, None, help='use `target="triton"`')
-        return KERNELS
+        return tuple(KERNELS[target_named(target)])
 
     def ir(self, after: str | None = None) -> str:
         """The program as text, after the named pass or at the end."""
@@ -241,10 +237,11 @@ class Attention:
     def compile_for(
         self, target: str, *, dtype: torch.dtype, head_dim: int, v_head_dim: int | None = None
     ) -> CompileReport:
-        """Compile ahead of time, with no GPU at hand, for `cuda:80`, `cuda:90`, `cuda:100` or `hip:gfx942`."""
+        """Compile ahead of time for `cuda:80`, `cuda:90`, `cuda:100`, `hip:gfx942`, no GPU at hand, or this `cpu`."""
         check_target(target)
-        spec = _specialisation(dtype, head_dim, v_head_dim)
-        return compile_for({name: self._compilation.kernel(name, spec) for name in KERNELS}, target)
+        language = Target.CPP if target == "cpu" else Target.TRITON
+        spec = _specialisation(language, dtype, head_dim, v_head_dim)
+        return compile_for({name: self._compilation.kernel(name, spec) for name in KERNELS[language]}, target)
 
     @property
     def fingerprint(self) -> str:
@@ -333,7 +330,7 @@ def _with_default(param: Param, value: int | float | Tensor | None) -> Param:
     return param
 
 
-def _specialisation(dtype: torch.dtype, head_dim: int, v_head_dim: int | None) -> Specialisation:
+def _specialisation(target: Target, dtype: torch.dtype, head_dim: int, v_head_dim: int | None) -> Specialisation:
     v_head_dim = head_dim if v_head_dim is None else v_head_dim
-    check_kernel_shape(dtype, head_dim, v_head_dim)
-    return Specialisation(launch.DTYPES[dtype], head_dim, v_head_dim)
+    check_kernel_shape(dtype, head_dim, v_head_dim, target)
+    return Specialisation(DTYPES[target][dtype], head_dim, v_head_dim, target=target)

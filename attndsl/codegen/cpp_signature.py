@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from attndsl.analysis.bounds import Strategy
+from attndsl.codegen.cpp_names import cpp_symbols
 from attndsl.codegen.plan import KernelPlan
 from attndsl.ir.variant import TensorParam
 
@@ -73,9 +74,9 @@ def arguments(plan: KernelPlan) -> Iterator[Argument]:
     yield from _captured(plan)
 
 
-def record_format(plan: KernelPlan) -> str:
-    """The record as `struct.pack` packs it."""
-    return "=" + "".join(argument.member.value for argument in arguments(plan))
+def symbols(plan: KernelPlan) -> dict[str, str]:
+    """The identifiers of the parameters of a kernel, by name."""
+    return cpp_symbols(param.name for param in plan.params)
 
 
 def real_type(plan: KernelPlan) -> str:
@@ -89,7 +90,7 @@ def integer_type(plan: KernelPlan) -> str:
 
 
 def storages(plan: KernelPlan) -> dict[str, str]:
-    """The C++ type of the elements of each captured tensor, by parameter."""
+    """The C++ type of the elements of each captured tensor, by the name of the parameter."""
     tensors = plan.variant.tensors
     given = plan.spec.storages or tuple(DEFAULT_STORAGE[param.dtype.word] for param in tensors)
     return {param.name: STORAGES[name] for param, name in zip(tensors, given, strict=True)}
@@ -100,9 +101,9 @@ DEFAULT_STORAGE = {"float": "float32", "int": "int64", "bool": "bool"}
 
 
 def _captured(plan: KernelPlan) -> Iterator[Argument]:
-    stored = storages(plan)
+    stored, names = storages(plan), symbols(plan)
     for param in plan.params:
-        name = plan.symbols[param.name]
+        name = names[param.name]
         if isinstance(param, TensorParam):
             yield _pointer(name, f"const {stored[param.name]}*")
             yield from (_long(f"stride_{name}_{axis}") for axis in range(param.rank))

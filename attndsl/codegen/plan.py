@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 
 from attndsl.analysis.bounds import Strategy, choose_strategy
 from attndsl.analysis.infinite import may_be_infinite
@@ -23,6 +24,13 @@ from attndsl.ir.ops import Op
 from attndsl.ir.rewrite import postorder
 from attndsl.ir.types import DType
 from attndsl.ir.variant import Param, Variant
+
+
+class Target(Enum):
+    """The language a kernel is written in; the value is its name for users."""
+
+    TRITON = "triton"
+    CPP = "cpp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,7 @@ class Specialisation:
     offset_per_batch: bool = False
     strategy: Strategy | None = None
     storages: tuple[str, ...] = ()
+    target: Target = Target.TRITON
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attndsl.analysis.bounds import Strategy
 from attndsl.codegen.plan import Emitted, KernelPlan
-from attndsl.ir.variant import TensorParam
+from attndsl.ir.variant import TensorParam, Variant
 from attndsl.runtime.arguments import Call
 from attndsl.runtime.interpreter import silent_arithmetic, widen_bfloat16_products
 from attndsl.runtime.store import load_module
@@ -96,6 +96,11 @@ def _arguments(call: Call, plan: KernelPlan, rows: Rows, table: TileTable | None
         # The stride of a dimension of one element is arbitrary; 0 keeps one kernel for all of them.
         yield from (stride if size > 1 else 0 for stride, size in zip(tensor.stride()[:3], tensor.shape, strict=False))
         yield tensor.stride(3)
+
+
+def storages(variant: Variant, call: Call) -> tuple[str, ...]:
+    """Triton sees how tensors are stored when it is called."""
+    return ()
 
 
 def tile_for(call: Call, plan: KernelPlan) -> TileShape:
