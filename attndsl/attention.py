@@ -25,11 +25,12 @@ from attndsl.routing.join import joins_of
 from attndsl.routing.table import BlockTable
 from attndsl.runtime import launch
 from attndsl.runtime.agreement import check_agreement
-from attndsl.runtime.aot import CompileReport, check_target, compile_for
+from attndsl.runtime.aot import check_target, compile_for
 from attndsl.runtime.arguments import Call, check_call, check_plan
 from attndsl.runtime.backends import DTYPES, TARGETS, backend_named, check_kernel_shape, chosen, target_named
 from attndsl.runtime.facts import FactBook
 from attndsl.runtime.planner import BlockPlan, plan_blocks
+from attndsl.runtime.reports import CompileReport
 from attndsl.runtime.statistics import Aux, wanted_statistics
 
 __all__ = ["Attention", "Aux", "Explanation", "attention"]

@@ -1,7 +1,7 @@
 """Kernels run on small calls, held against the reference in float64: what the suites and the fuzzer of kernels share.
 
-In: a program and a call. Out: the rows of a kernel, or an `AssertionError` that says which row is off. Kernels run in
-Triton's interpreter, so `TRITON_INTERPRET=1` must be set before triton is imported.
+In: a program and a call. Out: the rows of a kernel, or an `AssertionError` that says which row is off. Kernels are
+native ones, and Triton's in its interpreter where `TRITON_INTERPRET=1` was set before triton was imported.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from strategies import Case
 from torch import Tensor
 
 from attndsl.analysis.bounds import Strategy, choose_strategy
-from attndsl.codegen.plan import Specialisation
+from attndsl.codegen.plan import Specialisation, Target
 from attndsl.compiler import Compilation
 from attndsl.frontend.parse import parse
 from attndsl.ir.variant import Variant
@@ -25,18 +25,22 @@ from attndsl.reference import Result, attend, live_pairs
 from attndsl.runtime import launch
 from attndsl.runtime.arguments import Call, check_call
 from attndsl.runtime.facts import FactBook
+from attndsl.runtime.native import launch as native
 from attndsl.runtime.planner import plan_blocks
 from attndsl.runtime.tables import TileTable, build_table
 from attndsl.runtime.tiles import TileShape
 
-interpreted = [
-    pytest.mark.interpreter,
-    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1"),
-]
-"""The marks of every test that runs a kernel."""
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 
-TILE = TileShape(16, 16, 4, 1)
-TOLERANCE = {torch.float32: 2e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+interpreted = [pytest.mark.interpreter, pytest.mark.skipif(not INTERPRETING, reason="needs TRITON_INTERPRET=1")]
+"""The marks of every test that runs a Triton kernel."""
+
+on_kernels = [pytest.mark.interpreter] if INTERPRETING else []
+"""The marks of every test that runs in both tiers: Triton's kernels in one, native ones in the other."""
+
+TILE = TileShape(16, 16, 4, 1) if INTERPRETING else None
+"""Small tiles for small calls; native kernels have a tile of their own, which no one may choose."""
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Of a row's largest error, relative to its largest value where that is above 1."""
 
 Value = int | float | Tensor
@@ -58,14 +62,25 @@ class Program:
         """Whether the fast kernel may run the call; refuses a call without a meaning."""
         return self._facts.of(self.variant, self._compilation.program, call).fast
 
-    def run(self, call: Call, *, fast: bool, tile: TileShape = TILE, strategy: Strategy | None = None) -> launch.Rows:
-        """One kernel; `strategy` is the walk over the keys, by default the one the mask allows."""
-        offsets = isinstance(call.q_offset, Tensor)
-        dtype, v_head_dim = launch.DTYPES[call.q.dtype], max(1, call.v_head_dim)
-        spec = Specialisation(dtype, call.head_dim, v_head_dim, fast, offsets, strategy)
+    def run(
+        self, call: Call, *, fast: bool, tile: TileShape | None = TILE, strategy: Strategy | None = None
+    ) -> launch.Rows:
+        """One kernel, a native one without a `tile`; `strategy` is the walk over the keys, by default the mask's."""
+        launcher, target = (native, Target.CPP) if tile is None else (launch, Target.TRITON)
+        spec = Specialisation(
+            dtype=launcher.DTYPES[call.q.dtype],
+            head_dim=call.head_dim,
+            v_head_dim=max(1, call.v_head_dim),
+            fast=fast,
+            offset_per_batch=isinstance(call.q_offset, Tensor),
+            strategy=strategy,
+            storages=launcher.storages(self._compilation.program, call),
+            target=target,
+        )
         emitted = self._compilation.kernel("forward", spec)
+        tile = launcher.tile_for(call, emitted.plan) if tile is None else tile
         table = self._table(call, tile) if emitted.plan.walk.strategy is Strategy.TABLE else None
-        return launch.forward(call, emitted, tile, table)
+        return launcher.forward(call, emitted, tile, table)
 
     def walks(self) -> list[Strategy]:
         """The walks the mask allows besides the one its kernels take by default."""
@@ -109,7 +124,7 @@ def check(
     k: Tensor,
     v: Tensor,
     *,
-    tile: TileShape = TILE,
+    tile: TileShape | None = TILE,
     note: str = "",
     fast: bool | None = None,
     statistics: bool = True,
@@ -131,7 +146,7 @@ def check(
     return rows
 
 
-def check_walks(subject: Program, call: Call, tile: TileShape = TILE, note: str = "") -> None:
+def check_walks(subject: Program, call: Call, tile: TileShape | None = TILE, note: str = "") -> None:
     """Every way to walk the keys gives the same bits."""
     fast = subject.is_fast(call)
     usual = subject.run(call, fast=fast, tile=tile)
@@ -150,7 +165,7 @@ def compare(rows: launch.Rows, expected: Result, tolerance: float, note: str, st
         assert_rows_close(rows.max_score[..., None], expected.max_score[..., None], tolerance, f"max_score, {note}")
 
 
-def check_case(case: Case, tile: TileShape = TILE) -> None:
+def check_case(case: Case, tile: TileShape | None = TILE) -> None:
     """A random program through its kernels; a failure prints it as text."""
     subject, tensors = Program(case.variant, case.values), case.inputs()
     check(subject, *tensors, tile=tile, note=repr(case), q_offset=case.q_offset)
@@ -158,7 +173,7 @@ def check_case(case: Case, tile: TileShape = TILE) -> None:
     check_poison(case, tile)
 
 
-def check_poison(case: Case, tile: TileShape = TILE) -> None:
+def check_poison(case: Case, tile: TileShape | None = TILE) -> None:
     """NaN in keys and values no query of their (batch, key head) sees, and in queries that see none, is unseen."""
     subject, tensors = Program(case.variant, case.values), case.inputs()
     live = live_pairs(case.variant, case.values, **case.grid)

@@ -117,10 +117,9 @@ CALLS: dict[str, Callable[[], Any]] = {
     "mixed-devices-offset": lambda: causal(q_offset=torch.zeros(1, dtype=torch.int64, device="meta")),
     "offset-too-large": lambda: causal(q_offset=2**63),
     "unknown-backend": lambda: causal(backend="cuda"),
-    "no-cpu-kernels": lambda: causal(backend="cpu"),
     "bad-aux": lambda: causal(return_aux="lse"),
     "unknown-aux": lambda: causal(return_aux=["lse", "entropy", "loss"]),
-    "no-lse": lambda: texts().sigmoid.bind()(*qkv(), return_aux=["lse"]),
+    "no-lse": lambda: texts().sigmoid.bind()(*qkv(), return_aux=["lse"], backend="reference"),
     # Captured tensors and scalars.
     "mixed-devices-capture": lambda: slopes(torch.ones(2, device="meta"))(*qkv()),
     "index-out-of-bounds": lambda: slopes(torch.ones(1))(*qkv()),
@@ -148,6 +147,9 @@ CALLS: dict[str, Callable[[], Any]] = {
     # What kernels cannot do, and what is asked of an attention otherwise.
     "kernel-device": lambda: causal(backend="triton"),
     "kernel-dtype": lambda: causal(*qkv(dtype=torch.float64), backend="triton"),
+    "kernel-device-cpu": lambda: causal(*qkv(device="meta"), backend="cpu"),
+    "no-backward-kernels-cpu": lambda: causal(*learning(), backend="cpu"),
+    "normalizer-not-streamable-cpu": lambda: texts().sigmoid.bind()(*qkv(), backend="cpu"),
     "kernel-head-dim": lambda: causal(*qkv(1, 2, 5, 257), backend="triton"),
     "no-backward-kernels": lambda: slopes(torch.ones(2).requires_grad_())(*learning(), backend="triton"),
     "kernel-dtype-source": lambda: texts().causal.source(dtype=torch.float64, head_dim=512),
@@ -156,8 +158,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "unknown-kernel": lambda: texts().causal.source("backward_dq"),
     "unknown-target": lambda: texts().causal.source(target="cuda"),
     "unknown-target-compile": lambda: compile_for("cuda:75"),
-    "no-cpu-kernels-source": lambda: texts().causal.source(target="cpu"),
-    "no-cpu-kernels-compile": lambda: compile_for("cpu"),
+    "kernel-dtype-compile": lambda: texts().causal.compile_for("cpu", dtype=torch.int32, head_dim=64),
     "unknown-pass-ir": lambda: texts().causal.ir(after="simplify"),
     # Plans.
     "bad-length": lambda: texts().causal.plan(-1, 10.5, batch=True),

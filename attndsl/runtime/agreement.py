@@ -7,7 +7,7 @@ from torch import Tensor
 
 from attndsl.diagnostics import VerifyError
 
-TOLERANCE = {torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
 
 def check_agreement(what: str, found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:

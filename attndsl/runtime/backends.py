@@ -91,7 +91,7 @@ def _check_kernels_can(backend: Backend, call: Call) -> None:
     if backend is Backend.TRITON and device.type != "cuda" and not is_interpreting():
         message = f"Triton kernels run on GPU tensors, got tensors on {device}"
         interpreter = "set TRITON_INTERPRET=1 before triton is imported to interpret kernels on the CPU"
-        reporter.error("kernel-device", message, None, help=f'use `backend="cpu"`, {USE_REFERENCE}, or {interpreter}')
+        reporter.error("kernel-device", message, None, help=f'use `backend="cpu"` or "reference", or {interpreter}')
     if backend is Backend.CPU and device.type != "cpu":
         message = f"native kernels run on CPU tensors, got tensors on {device}"
         reporter.error("kernel-device", message, None, help='use `backend="auto"`, which goes by the device')

@@ -27,7 +27,7 @@ def library(text: str, stem: str) -> Path:
     found = _recorded(record)
     if found is not None:
         return found
-    data = made_by.compile(text)
+    data = made_by.library(text)
     digest = hashlib.sha256(data).hexdigest()
     path = stored(library_path(digest), data)
     stored(record, digest.encode())

@@ -58,14 +58,21 @@ class Compiler:
     command: tuple[str, ...]
     identity: str
 
-    def compile(self, text: str) -> bytes:
+    def library(self, text: str) -> bytes:
         """The shared library of a C++ text. Nothing of a build that fails or is interrupted stays."""
+        return self._made(text)
+
+    def listing(self, text: str) -> str:
+        """The instructions of a C++ text, as the compiler writes them for an assembler."""
+        return self._made(text, "-S").decode("utf-8", "replace")
+
+    def _made(self, text: str, *more: str) -> bytes:
         with tempfile.TemporaryDirectory(prefix="attndsl-build-") as folder:
-            source, library = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
+            source, made = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
             source.write_text(text, "utf-8")
-            _run((*self.command, *FLAGS, str(source), "-o", str(library)))
+            _run((*self.command, *FLAGS, *more, str(source), "-o", str(made)))
             try:
-                return library.read_bytes()
+                return made.read_bytes()
             except FileNotFoundError:
                 raise _failed(self.command, "it reported success and wrote no library", "") from None
 
