@@ -32,7 +32,7 @@ _OPERATOR = re.compile(r"\{0\} (\S+) ")
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Printed text and the operator of an operation without brackets: `_SIGN` for a prefix, `None` where none is needed."""
+    """Printed text, and the operator where it lacks brackets it may need: `_SIGN` for a prefix."""
 
     text: str
     operator: str | None = None

@@ -31,8 +31,6 @@ STORAGES = {
     "int32": "int32_t",
     "int64": "int64_t",
     "uint8": "uint8_t",
-    "uint16": "uint16_t",
-    "uint32": "uint32_t",
     "bool": "bool_t",
 }
 """The C++ types of captured elements, by the name of their torch dtype."""
