@@ -329,7 +329,7 @@ class _Forward:
         names: dict[Expr, str] = {part.value: part.name for part in streaming.statistics}
         if streaming.sink is not None:
             yield from self._sink_lines(streaming.sink)
-            yield "const vreal factor = unless_infinite(alpha / l_i);"
+            yield "const vreal factor = select(l_i == vreal(0), vreal(0), alpha / l_i);"
             yield "const vreal lse = m_i + log(l_i);"
             return
         for place, term in enumerate(streaming.terms):
