@@ -23,6 +23,10 @@ from attndsl.runtime.native.load import NativeFunction, load_function, parallel_
 from attndsl.runtime.tables import TileTable
 from attndsl.runtime.tiles import TileShape
 
+_POINTERS = ("Q", "K", "V", "Out", "Lse", "Max")
+_STRIDES = tuple(
+    tuple(f"stride_{tensor}{axis}" for axis in f"bh{row}d") for tensor, row in zip("qkvo", "mnnm", strict=True)
+)
 DTYPES = {**launch.DTYPES, torch.float64: "fp64"}
 
 
@@ -66,7 +70,7 @@ def forward(call: Call, emitted: Emitted, tile: TileShape, table: TileTable | No
 
 
 def _run(kernel: _Kernel, call: Call, rows: Rows, table: TileTable | None) -> None:
-    members = dict(_members(call, rows, table))
+    members = _members(call, rows, table)
     for param, name in kernel.params:
         members.update(_parameter(name, param, call.values[param.name]))
     record = kernel.record.pack(*map(members.__getitem__, kernel.order))
@@ -108,19 +112,23 @@ def _allocate(call: Call) -> Rows:
     return Rows(out, torch.empty(shape, dtype=exact), torch.empty(shape, dtype=exact))
 
 
-def _members(call: Call, rows: Rows, table: TileTable | None) -> Iterator[tuple[str, int | float]]:
+def _members(call: Call, rows: Rows, table: TileTable | None) -> dict[str, int | float]:
     """The members of the record that are no parameters, by name."""
-    for name, tensor in (("q", call.q), ("k", call.k), ("v", call.v), ("o", rows.out)):
-        axes = f"bh{'m' if name in 'qo' else 'n'}d"
-        yield from ((f"stride_{name}{axis}", stride) for axis, stride in zip(axes, tensor.stride(), strict=True))
-    pointers = {"Q": call.q, "K": call.k, "V": call.v, "Out": rows.out, "Lse": rows.lse, "Max": rows.max_score}
-    yield from ((name, tensor.data_ptr()) for name, tensor in pointers.items())
-    yield from (("batch", call.batch), ("heads", call.heads), ("group", call.heads // call.kv_heads))
-    yield from (("q_len", call.q_len), ("kv_len", call.kv_len), ("sm_scale", call.scale))
+    tensors = (call.q, call.k, call.v, rows.out, rows.lse, rows.max_score)
+    members: dict[str, int | float] = dict(zip(_POINTERS, (tensor.data_ptr() for tensor in tensors), strict=True))
+    for names, tensor in zip(_STRIDES, tensors[:4], strict=True):
+        members.update(zip(names, tensor.stride(), strict=True))
+    members["batch"], members["heads"], members["q_len"], _ = call.q.shape
+    members["group"], members["kv_len"] = call.heads // call.kv_heads, call.kv_len
+    members["sm_scale"] = call.scale
+    if isinstance(call.q_offset, Tensor):
+        members["Q_offset"] = call.q_offset.data_ptr()
+    else:
+        members["q_offset"] = call.q_offset
     if table is not None:
-        yield from (("Table", table.records.data_ptr()), ("Table_rows", table.rows.data_ptr()))
-        yield from (("stride_tb", table.batch_stride), ("stride_th", table.head_stride))
-    yield ("Q_offset", call.q_offset.data_ptr()) if isinstance(call.q_offset, Tensor) else ("q_offset", call.q_offset)
+        members["Table"], members["Table_rows"] = table.records.data_ptr(), table.rows.data_ptr()
+        members["stride_tb"], members["stride_th"] = table.batch_stride, table.head_stride
+    return members
 
 
 def _parameter(name: str, param: Param, value: Value) -> Iterator[tuple[str, int | float]]:
