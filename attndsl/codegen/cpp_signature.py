@@ -36,6 +36,10 @@ STORAGES = {
 """The C++ types of captured elements, by the name of their torch dtype."""
 
 
+STRIDE_AXES = {"q": "bhmd", "k": "bhnd", "v": "bhnd", "o": "bhmd"}
+"""The axes of q, k, v and the output as their strides are named."""
+
+
 class Member(Enum):
     """What a member of the record is; the value is the code `struct.pack` packs it with."""
 
@@ -60,8 +64,7 @@ def arguments(plan: KernelPlan) -> Iterator[Argument]:
     yield from (_pointer(name, f"const {element}*") for name in ("Q", "K", "V"))
     yield _pointer("Out", f"{element}*")
     yield from (_pointer(name, f"{real}*") for name in ("Lse", "Max"))
-    for tensor, row in zip("qkvo", "mnnm", strict=True):
-        yield from (_long(f"stride_{tensor}{axis}") for axis in f"bh{row}d")
+    yield from (_long(f"stride_{tensor}{axis}") for tensor, axes in STRIDE_AXES.items() for axis in axes)
     yield from map(_long, ("batch", "heads", "group"))
     yield from map(_integer, ("q_len", "kv_len"))
     yield _pointer("Q_offset", "const int64_t*") if plan.spec.offset_per_batch else _integer("q_offset")

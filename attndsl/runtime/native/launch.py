@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from attndsl.codegen.cpp_signature import DEFAULT_STORAGE, STORAGES, arguments, symbols
+from attndsl.codegen.cpp_signature import DEFAULT_STORAGE, STORAGES, STRIDE_AXES, arguments, symbols
 from attndsl.codegen.cpp_tiles import block_of
 from attndsl.codegen.plan import Emitted, KernelPlan
 from attndsl.ir.variant import Param, TensorParam, Variant
@@ -24,9 +24,7 @@ from attndsl.runtime.tables import TileTable
 from attndsl.runtime.tiles import TileShape
 
 _POINTERS = ("Q", "K", "V", "Out", "Lse", "Max")
-_STRIDES = tuple(
-    tuple(f"stride_{tensor}{axis}" for axis in f"bh{row}d") for tensor, row in zip("qkvo", "mnnm", strict=True)
-)
+_STRIDES = tuple(tuple(f"stride_{tensor}{axis}" for axis in axes) for tensor, axes in STRIDE_AXES.items())
 DTYPES = {**launch.DTYPES, torch.float64: "fp64"}
 
 
@@ -74,7 +72,7 @@ def _run(kernel: _Kernel, call: Call, rows: Rows, table: TileTable | None) -> No
     for param, name in kernel.params:
         members.update(_parameter(name, param, call.values[param.name]))
     record = kernel.record.pack(*map(members.__getitem__, kernel.order))
-    if kernel.function(record, parallel_address(), torch.get_num_threads()) != 0:
+    if kernel.function(record, kernel.parallel, torch.get_num_threads()) != 0:
         raise MemoryError("a kernel got no memory to work in")
 
 
@@ -83,6 +81,7 @@ class _Kernel:
     """A loaded kernel: what its record holds, in order, and the parameters among that with their identifiers."""
 
     function: NativeFunction
+    parallel: int
     record: struct.Struct
     order: tuple[str, ...]
     params: tuple[tuple[Param, str], ...]
@@ -100,7 +99,8 @@ def _kernel(emitted: Emitted) -> _Kernel:
         names = symbols(plan)
         params = tuple((param, names[param.name]) for param in plan.params)
         function = load_function(emitted.text, "forward")
-        found = _kernels[emitted.text] = _Kernel(function, record, tuple(part.name for part in members), params)
+        order = tuple(part.name for part in members)
+        found = _kernels[emitted.text] = _Kernel(function, parallel_address(), record, order, params)
     return found
 
 
