@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attndsl.codegen.plan import Specialisation
+from attndsl.codegen.plan import Specialisation, Target
 from attndsl.compiler import Compilation
-from attndsl.diagnostics import UnsupportedError, fail
 from attndsl.execution import attend as attend_by_kernels
 from attndsl.explain import Explanation, Shape, explain
 from attndsl.frontend.bindings import Bindings
@@ -27,12 +26,13 @@ from attndsl.routing.join import joins_of
 from attndsl.routing.table import BlockTable
 from attndsl.runtime import launch
 from attndsl.runtime.agreement import check_agreement, check_weights
-from attndsl.runtime.aot import CompileReport, check_target, compile_for
+from attndsl.runtime.aot import check_target, compile_for
 from attndsl.runtime.arguments import Call, check_call, check_plan
 from attndsl.runtime.autograd import cast_by_autocast
-from attndsl.runtime.backends import Backend, backend_named, check_kernel_shape, chosen
+from attndsl.runtime.backends import DTYPES, TARGETS, backend_named, check_kernel_shape, chosen, target_named
 from attndsl.runtime.facts import FactBook
 from attndsl.runtime.planner import BlockPlan, plan_blocks
+from attndsl.runtime.reports import CompileReport
 from attndsl.runtime.statistics import Aux, Sums, wanted_statistics
 
 __all__ = ["Attention", "Aux", "Explanation", "attention"]
@@ -86,8 +86,9 @@ class Attention:
         is the position of the first query; positions are otherwise top-left aligned. `blocks`: a `BlockTable`, a torch
         `BlockMask` or a router, which intersects with the mask. `return_aux`: True or a list of `"lse"`, `"max_score"`,
         `"entropy"` and `ad.aux.mass(...)`; then the result is `(out, Aux)`. `backend`: "triton" (GPU tensors, or any
-        under TRITON_INTERPRET=1), "reference" (dense, differentiable), or "auto": triton for GPU tensors
-        and under TRITON_INTERPRET=1, the reference for others. `check=True` also evaluates the reference and raises
+        under TRITON_INTERPRET=1), "cpu" (compiled C++, forward only), "reference" (dense), or "auto": triton for GPU
+        tensors and under TRITON_INTERPRET=1, cpu for CPU tensors none of which requires a gradient, the reference for
+        others. `check=True` also evaluates the reference and raises
         when the two differ, or where finite scores have weights that are not.
         """
         wanted = wanted_statistics(return_aux)
@@ -108,18 +109,18 @@ class Attention:
                 backend=backend,
                 check=check,
             )
-        is_dense = chosen(asked, call) is Backend.REFERENCE
+        target = TARGETS.get(chosen(asked, call))
         facts = self._facts.of(self._compilation.source, self._compilation.program, call)
         sums = Sums() if wanted is None else wanted.sums(call)
         dense = partial(self._dense, call, enable_gqa, sums)
-        if is_dense:
+        if target is None:
             result: launch.Rows | Result = dense()
         else:
             more = replace(call, values={**call.values, **sums.values})
-            result = attend_by_kernels(self._compilation, self._facts, more, facts, sums.sums)
+            result = attend_by_kernels(self._compilation, self._facts, more, facts, target, sums.sums)
         if check:
             self._check_weights(call, enable_gqa)
-        if check and not is_dense:
+        if check and target is not None:
             self._check(result, dense(), q.dtype)
         return result.out if wanted is None else (result.out, wanted.of(result.lse, result.max_score, result.sums))
 
@@ -233,18 +234,12 @@ class Attention:
         v_head_dim: int | None = None,
     ) -> str:
         """The emitted source of one of `kernels(target)`, as it is for tensors of this dtype and these head dims."""
-        self.kernels(target)
-        return self._compilation.kernel(kernel, _specialisation(dtype, head_dim, v_head_dim)).text
+        spec = _specialisation(target_named(target), dtype, head_dim, v_head_dim)
+        return self._compilation.kernel(kernel, spec).text
 
     def kernels(self, target: str = "triton") -> tuple[str, ...]:
         """The names of the kernels a target has."""
-        if target == "cpu":
-            message = "there are no native CPU kernels yet"
-            raise fail(UnsupportedError, "no-cpu-kernels", message, None, help='use `target="triton"`')
-        if target != "triton":
-            message = f"there is no target {target!r} to emit source for"
-            raise fail(UnsupportedError, "unknown-target", message, None, help='use `target="triton"`')
-        return self._compilation.derivation.kernels
+        return self._compilation.derivation.kernels_of(target_named(target))
 
     def ir(self, after: str | None = None) -> str:
         """The program as text, after the named pass or at the end."""
@@ -253,10 +248,13 @@ class Attention:
     def compile_for(
         self, target: str, *, dtype: torch.dtype, head_dim: int, v_head_dim: int | None = None
     ) -> CompileReport:
-        """Compile ahead of time, with no GPU at hand, for `cuda:80`, `cuda:90`, `cuda:100` or `hip:gfx942`."""
+        """Compile ahead of time for `cuda:80`, `cuda:90`, `cuda:100`, `hip:gfx942`, no GPU at hand, or this `cpu`."""
         check_target(target)
-        spec = _specialisation(dtype, head_dim, v_head_dim)
-        return compile_for({name: self._compilation.kernel(name, spec) for name in self.kernels()}, target)
+        language = Target.CPP if target == "cpu" else Target.TRITON
+        spec = _specialisation(language, dtype, head_dim, v_head_dim)
+        return compile_for(
+            {name: self._compilation.kernel(name, spec) for name in self.kernels(language.value)}, target
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -361,7 +359,7 @@ def _with_default(param: Param, value: int | float | Tensor | None) -> Param:
     return param
 
 
-def _specialisation(dtype: torch.dtype, head_dim: int, v_head_dim: int | None) -> Specialisation:
+def _specialisation(target: Target, dtype: torch.dtype, head_dim: int, v_head_dim: int | None) -> Specialisation:
     v_head_dim = head_dim if v_head_dim is None else v_head_dim
-    check_kernel_shape(dtype, head_dim, v_head_dim)
-    return Specialisation(launch.DTYPES[dtype], head_dim, v_head_dim)
+    check_kernel_shape(dtype, head_dim, v_head_dim, target)
+    return Specialisation(DTYPES[target][dtype], head_dim, v_head_dim, target=target)

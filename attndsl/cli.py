@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from attndsl.ir.variant import Variant
 
 SUFFIX = ".attn"
-DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "float64"}
 SHOWN_INSTRUCTIONS = 6
 
 dtype_option = click.option("--dtype", type=click.Choice(list(DTYPES)), default="bf16", show_default=True)
@@ -51,7 +51,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("target", metavar="FILE|MODULE:OBJECT")
-@click.option("--stage", type=click.Choice(["text", "ir", "plan", "triton"]), default="text", show_default=True)
+@click.option("--stage", type=click.Choice(["text", "ir", "plan", "triton", "cpp"]), default="text", show_default=True)
 @click.option("--after", metavar="PASS", help="With --stage ir: the program after this pass instead of the last one.")
 @click.option("--kernel", default="forward", show_default=True)
 @dtype_option
@@ -60,13 +60,16 @@ def main() -> None:
 def show(
     target: str, stage: str, after: str | None, kernel: str, dtype: str, head_dim: int, v_head_dim: int | None
 ) -> None:
-    """Print a variant: its text, its IR after a pass, the kernel's plan, or the Triton it becomes."""
+    """Print a variant: its text, its IR after a pass, the kernel's plan, or the Triton or C++ it becomes."""
+    from attndsl.codegen.plan import Target
     from attndsl.compiler import describe_plan, emit_source
     from attndsl.ir.printer import print_variant
     from attndsl.passes.pipeline import run_passes
 
     if after is not None and stage != "ir":
         raise click.UsageError("--after goes with --stage ir")
+    if dtype == "fp64" and stage == "triton":
+        raise click.UsageError("--dtype fp64 goes with --stage cpp: Triton kernels take bf16, fp16 and fp32")
     variant = variant_of(target)
     match stage:
         case "text":
@@ -76,7 +79,8 @@ def show(
         case "plan":
             emit(describe_plan(variant, kernel, dtype, head_dim, v_head_dim), "attn")
         case _:
-            emit(emit_source(variant, kernel, dtype, head_dim, v_head_dim), "python")
+            language = "python" if stage == Target.TRITON.value else "cpp"
+            emit(emit_source(variant, kernel, dtype, head_dim, v_head_dim, Target(stage)), language)
 
 
 @main.command()

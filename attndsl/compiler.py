@@ -8,26 +8,30 @@ score, mask, normalizer and weight as typed expressions. From there:
              ->  Derivation      how the normalizer streams over the keys, and the derivative of everything
              ->  plan_kernel     every decision about a kernel: which tiles it walks, which of them need the mask, what
                                  is computed once a program, a row, a column
-             ->  emit            Triton text, arranged by a template
+             ->  emit            Triton or C++ text, arranged by a template
 
 `runtime` puts the text on disk, checks each call's facts, picks the specialisation they allow, and launches.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
 
+from attndsl.codegen import cpp, triton
 from attndsl.codegen.describe import describe
 from attndsl.codegen.kernels import Derivation, plan_kernel
-from attndsl.codegen.plan import Emitted, Specialisation
-from attndsl.codegen.triton import emit
+from attndsl.codegen.plan import Emitted, KernelPlan, Specialisation, Target
 from attndsl.ir.fingerprint import fingerprint
 from attndsl.ir.row_sums import RowSum
 from attndsl.ir.variant import Variant
 from attndsl.passes.pipeline import run_passes
 from attndsl.passes.transpose_mask import transpose_mask
+
+EMITTERS: dict[Target, Callable[[KernelPlan], str]] = {Target.TRITON: triton.emit, Target.CPP: cpp.emit_forward}
+"""What prints the kernels of a target."""
 
 
 class Compilation:
@@ -63,15 +67,20 @@ class Compilation:
         found = self._emitted.get((name, spec))
         if found is None:
             plan = plan_kernel(self.derivation, name, spec)
-            found = self._emitted[name, spec] = Emitted(plan, emit(plan))
+            found = self._emitted[name, spec] = Emitted(plan, EMITTERS[spec.target](plan))
         return found
 
 
 def emit_source(
-    variant: Variant, kernel: str = "forward", dtype: str = "bf16", head_dim: int = 128, v_head_dim: int | None = None
+    variant: Variant,
+    kernel: str = "forward",
+    dtype: str = "bf16",
+    head_dim: int = 128,
+    v_head_dim: int | None = None,
+    target: Target = Target.TRITON,
 ) -> str:
-    """The Triton text of a variant, from its source form; `dtype` is "bf16", "fp16" or "fp32"."""
-    spec = Specialisation(dtype, head_dim, head_dim if v_head_dim is None else v_head_dim)
+    """The text of a variant's kernel, from its source form; `dtype` is one of `Specialisation`'s."""
+    spec = Specialisation(dtype, head_dim, head_dim if v_head_dim is None else v_head_dim, target=target)
     return Compilation(variant).kernel(kernel, spec).text
 
 

@@ -17,7 +17,7 @@ from attndsl.analysis.streaming import Refusal
 from attndsl.analysis.structure import Structure
 from attndsl.codegen.names import row_pointer
 from attndsl.codegen.placement import Side
-from attndsl.codegen.plan import Emitted, Gather, KernelPlan, Specialisation
+from attndsl.codegen.plan import Emitted, Gather, KernelPlan, Specialisation, Target
 from attndsl.compiler import Compilation
 from attndsl.ir.nodes import Load
 from attndsl.ir.row_sums import RowSum
@@ -29,6 +29,7 @@ from attndsl.runtime.facts import FactBook, Facts
 from attndsl.runtime.gradients.captures import keys_of_chunk
 from attndsl.runtime.gradients.diagonals import tile_diagonals
 from attndsl.runtime.launch import Launch, Rows
+from attndsl.runtime.native import launch as native
 from attndsl.runtime.tables import Lists
 from attndsl.runtime.tiles import TileShape
 
@@ -171,6 +172,38 @@ class Kernels:
         return tile
 
 
+@dataclass(frozen=True)
+class NativeKernels:
+    """The native kernel of one variant for calls of one kind. `fast` and `strategy` override what a call suggests."""
+
+    compilation: Compilation
+    book: FactBook
+    facts: Facts
+    fast: bool | None = None
+    strategy: Strategy | None = None
+
+    def forward(self, call: Call) -> Rows:
+        """The output and what is known of its rows."""
+        spec = Specialisation(
+            dtype=native.DTYPES[call.q.dtype],
+            head_dim=call.head_dim,
+            v_head_dim=max(call.v_head_dim, 1),
+            fast=self.facts.fast if self.fast is None else self.fast,
+            offset_per_batch=isinstance(call.q_offset, Tensor),
+            strategy=self.strategy,
+            storages=native.storages(self.compilation.program, call),
+            target=Target.CPP,
+        )
+        kernel = self.compilation.kernel("forward", spec)
+        tile = native.tile_for(call, kernel.plan)
+        table = None
+        if kernel.plan.walk.strategy is Strategy.TABLE:
+            table = self.book.table(self.compilation.program, call, self.facts, (tile.block_m, tile.block_n))
+            if table is None:
+                kernel = self.compilation.kernel("forward", replace(spec, strategy=Strategy.DENSE))
+        return native.forward(call, kernel, tile, table)
+
+
 def is_forward(name: str) -> bool:
     """Whether a kernel is the same with further sums and without."""
     return name == "forward" or name.startswith("statistics")
@@ -182,9 +215,20 @@ def _lists(plan: KernelPlan) -> Lists:
     return Lists.KEYS if plan.side is Side.QUERIES else Lists.QUERIES
 
 
-def attend(compilation: Compilation, book: FactBook, call: Call, facts: Facts, sums: tuple[RowSum, ...] = ()) -> Rows:
+def attend(
+    compilation: Compilation,
+    book: FactBook,
+    call: Call,
+    facts: Facts,
+    target: Target,
+    sums: tuple[RowSum, ...] = (),
+) -> Rows:
     """The rows of a call by kernels, differentiable; tokens are in the order kernels keep them in meanwhile."""
-    kernels, tokens = Kernels(compilation, book, facts, sums), compilation.source.order
-    if tokens is None:
-        return autograd.attend(kernels, call)
-    return order.restored(autograd.attend(kernels, order.stored(call, tokens)), tokens)
+    tokens = compilation.source.order
+    call = call if tokens is None else order.stored(call, tokens)
+    match target:
+        case Target.TRITON:
+            rows = autograd.attend(Kernels(compilation, book, facts, sums), call)
+        case Target.CPP:
+            rows = NativeKernels(compilation, book, facts).forward(call)
+    return rows if tokens is None else order.restored(rows, tokens)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from pygments import highlight
 from pygments.formatters import TerminalFormatter
 from pygments.lexer import RegexLexer, words
-from pygments.lexers import PythonLexer
+from pygments.lexers import CppLexer, PythonLexer
 from pygments.token import Comment, Keyword, Name, Number, Operator, Punctuation, Text, Whitespace
 
 from attndsl.ir.ops import CALLS
@@ -43,7 +43,9 @@ class AttnLexer(RegexLexer):
     }
 
 
+_LEXERS = {"attn": AttnLexer, "python": PythonLexer, "cpp": CppLexer}
+
+
 def colour(text: str, language: str) -> str:
-    """The text of a variant (`attn`) or of a kernel (`python`), coloured."""
-    lexer = AttnLexer() if language == "attn" else PythonLexer()
-    return str(highlight(text, lexer, TerminalFormatter()))
+    """The text of a variant (`attn`) or of a kernel (`python`, `cpp`), coloured."""
+    return str(highlight(text, _LEXERS[language](), TerminalFormatter()))

@@ -1,7 +1,7 @@
 """Kernels run on small calls, held against the reference in float64: what the suites and the fuzzer of kernels share.
 
-In: a program and a call. Out: the rows of a kernel, or an `AssertionError` that says which row is off. Kernels run in
-Triton's interpreter, so `TRITON_INTERPRET=1` must be set before triton is imported.
+In: a program and a call. Out: the rows of a kernel, or an `AssertionError` that says which row is off. Kernels are
+native ones, and Triton's in its interpreter where `TRITON_INTERPRET=1` was set before triton was imported.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from attndsl.analysis.bounds import Strategy, choose_strategy
 from attndsl.compiler import Compilation
-from attndsl.execution import Kernels
+from attndsl.execution import Kernels, NativeKernels
 from attndsl.frontend.parse import parse
 from attndsl.ir.variant import Variant
 from attndsl.reference import Result, attend, live_pairs
@@ -26,17 +26,20 @@ from attndsl.runtime import launch
 from attndsl.runtime.arguments import Call, check_call
 from attndsl.runtime.facts import FactBook, Facts
 from attndsl.runtime.planner import plan_blocks
-from attndsl.runtime.tables import TileTable, build_table, build_turned_table
+from attndsl.runtime.tables import TABLES, Lists, TileTable
 from attndsl.runtime.tiles import TileShape
 
-interpreted = [
-    pytest.mark.interpreter,
-    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1"),
-]
-"""The marks of every test that runs a kernel."""
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 
-TILE = TileShape(16, 16, 4, 1)
-TOLERANCE = {torch.float32: 2e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+interpreted = [pytest.mark.interpreter, pytest.mark.skipif(not INTERPRETING, reason="needs TRITON_INTERPRET=1")]
+"""The marks of every test that runs a Triton kernel."""
+
+on_kernels = [pytest.mark.interpreter] if INTERPRETING else []
+"""The marks of every test that runs in both tiers: Triton's kernels in one, native ones in the other."""
+
+TILE = TileShape(16, 16, 4, 1) if INTERPRETING else None
+"""Small tiles for small calls; native kernels have a tile of their own, which no one may choose."""
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Of a row's largest error, relative to its largest value where that is above 1."""
 
 Value = int | float | Tensor
@@ -58,14 +61,19 @@ class Program:
         """Whether the fast kernel may run the call; refuses a call without a meaning."""
         return self._facts.of(self.variant, self._compilation.program, call).fast
 
-    def run(self, call: Call, *, fast: bool, tile: TileShape = TILE, strategy: Strategy | None = None) -> launch.Rows:
-        """One kernel; `strategy` is the walk over the keys, by default the one the mask allows."""
+    def run(
+        self, call: Call, *, fast: bool, tile: TileShape | None = TILE, strategy: Strategy | None = None
+    ) -> launch.Rows:
+        """One forward, by native kernels without a `tile`; `strategy` is the walk, by default the mask's."""
+        if tile is None:
+            return NativeKernels(self._compilation, _Tables(), Facts(fast), fast, strategy).forward(call)
         return self.kernels(call, fast=fast, tile=tile, strategy=strategy).forward(call)
 
-    def kernels(self, call: Call, *, fast: bool, tile: TileShape = TILE, strategy: Strategy | None = None) -> Kernels:
-        """The kernels of the program for a call."""
-        book = _Tables()
-        return Kernels(self._compilation, book, Facts(fast), (), fast, strategy, tile)
+    def kernels(
+        self, call: Call, *, fast: bool, tile: TileShape | None = TILE, strategy: Strategy | None = None
+    ) -> Kernels:
+        """The Triton kernels of the program for a call."""
+        return Kernels(self._compilation, _Tables(), Facts(fast), (), fast, strategy, tile)
 
     def walks(self) -> list[Strategy]:
         """The walks the mask allows besides the one its kernels take by default."""
@@ -83,7 +91,7 @@ class _Tables(FactBook):
     """Makes the table a walk asks for, whatever planning would rather do."""
 
     def table(
-        self, program: Variant, call: Call, facts: Facts, block: tuple[int, int], *, by_key: bool = False
+        self, program: Variant, call: Call, facts: Facts, block: tuple[int, int], lists: Lists = Lists.KEYS
     ) -> TileTable:
         plan = plan_blocks(
             program,
@@ -95,8 +103,7 @@ class _Tables(FactBook):
             block=block,
             q_offset=call.q_offset,
         )
-        build = build_turned_table if by_key else build_table
-        return build(plan.tiles, plan.tiling, call.q.device)
+        return TABLES[lists](plan.tiles, plan.tiling, call.q.device)
 
 
 @cache
@@ -116,7 +123,7 @@ def check(
     k: Tensor,
     v: Tensor,
     *,
-    tile: TileShape = TILE,
+    tile: TileShape | None = TILE,
     note: str = "",
     fast: bool | None = None,
     statistics: bool = True,
@@ -138,26 +145,27 @@ def check(
     return rows
 
 
-def check_walks(subject: Program, call: Call, tile: TileShape = TILE, note: str = "") -> None:
+def check_walks(subject: Program, call: Call, tile: TileShape | None = TILE, note: str = "") -> None:
     """Every way to walk the keys gives the same bits."""
     fast = subject.is_fast(call)
     usual = subject.run(call, fast=fast, tile=tile)
     for strategy in subject.walks():
         rows = subject.run(call, fast=fast, tile=tile, strategy=strategy)
         for name in ("out", "lse", "max_score"):
-            same = torch.equal(getattr(rows, name), getattr(usual, name))
-            assert same, f"{name} of the {strategy.value} walk has other bits\n{note}"
+            equal = same(getattr(rows, name), getattr(usual, name))
+            assert equal, f"{name} of the {strategy.value} walk has other bits\n{note}"
 
 
 def compare(rows: launch.Rows, expected: Result, tolerance: float, note: str, statistics: bool = True) -> None:
     assert_rows_close(rows.out, expected.out, tolerance, f"output, {note}")
+    assert (rows.lse is None) == (expected.lse is None), f"lse, {note}"
     if statistics:
-        assert expected.lse is not None
-        assert_rows_close(rows.lse[..., None], expected.lse[..., None], tolerance, f"lse, {note}")
+        if rows.lse is not None:
+            assert_rows_close(rows.lse[..., None], expected.lse[..., None], tolerance, f"lse, {note}")
         assert_rows_close(rows.max_score[..., None], expected.max_score[..., None], tolerance, f"max_score, {note}")
 
 
-def check_case(case: Case, tile: TileShape = TILE) -> None:
+def check_case(case: Case, tile: TileShape | None = TILE) -> None:
     """A random program through its kernels; a failure prints it as text."""
     subject, tensors = Program(case.variant, case.values), case.inputs()
     check(subject, *tensors, tile=tile, note=repr(case), q_offset=case.q_offset)
@@ -165,22 +173,32 @@ def check_case(case: Case, tile: TileShape = TILE) -> None:
     check_poison(case, tile)
 
 
-def check_poison(case: Case, tile: TileShape = TILE) -> None:
+def check_poison(case: Case, tile: TileShape | None = TILE) -> None:
     """NaN in keys and values no query of their (batch, key head) sees, and in queries that see none, is unseen."""
     subject, tensors = Program(case.variant, case.values), case.inputs()
-    live = live_pairs(case.variant, case.values, **case.grid)
-    live = live.expand(case.batch, case.q_heads, case.q_len, case.kv_len)
-    dead_keys = ~live.unflatten(1, (case.kv_heads, -1)).any(2).any(-2)
-    dead_rows = ~live.any(-1)
-    poisoned = [
-        torch.where(dead[..., None], torch.nan, tensor)
-        for dead, tensor in zip((dead_rows, dead_keys, dead_keys), tensors, strict=True)
-    ]
-    calls = [subject.call(*parts, q_offset=case.q_offset) for parts in (tensors, poisoned)]
+    calls = [subject.call(*parts, q_offset=case.q_offset) for parts in (tensors, poisoned(tensors, *unseen(case)))]
     for fast in {False, subject.is_fast(calls[0])}:
         clean, rows = (subject.run(call, fast=fast, tile=tile) for call in calls)
         for name in ("out", "lse", "max_score"):
-            assert torch.equal(getattr(rows, name), getattr(clean, name)), f"poison shows in {name}\n{case!r}"
+            assert same(getattr(rows, name), getattr(clean, name)), f"poison shows in {name}\n{case!r}"
+
+
+def unseen(case: Case) -> tuple[Tensor, Tensor]:
+    """The queries `[B, Hq, Nq]` that see no key, and the keys `[B, Hkv, Nk]` that no query sees."""
+    live = live_pairs(case.variant, case.values, **case.grid)
+    live = live.expand(case.batch, case.q_heads, case.q_len, case.kv_len)
+    return ~live.any(-1), ~live.unflatten(1, (case.kv_heads, -1)).any(2).any(-2)
+
+
+def poisoned(tensors: tuple[Tensor, ...], rows: Tensor, keys: Tensor) -> tuple[Tensor, ...]:
+    """q, k and v with NaN in these rows and keys."""
+    places = (rows, keys, keys)
+    return tuple(torch.where(dead[..., None], torch.nan, tensor) for dead, tensor in zip(places, tensors, strict=True))
+
+
+def same(found: Tensor | None, other: Tensor | None) -> bool:
+    """Whether both have the same bits, or neither is there."""
+    return found is other if found is None or other is None else torch.equal(found, other)
 
 
 def inputs(

@@ -15,19 +15,18 @@ from typing import Any
 import pytest
 import torch
 from compare import assert_rows_close
+from launches import INTERPRETING, on_kernels
 from torch import Tensor
 
 import attndsl as ad
 from attndsl import compiler
 from attndsl.attention import Attention
-from attndsl.codegen.plan import KernelPlan
+from attndsl.codegen.plan import KernelPlan, Target
 from attndsl.diagnostics import CallError, DiagnosticError, UnsupportedError, VerifyError
 from attndsl.runtime import facts
 
-interpreted = [
-    pytest.mark.interpreter,
-    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1"),
-]
+not_interpreted = pytest.mark.skipif(INTERPRETING, reason="under the interpreter Triton's kernels run")
+KERNELS = "triton" if INTERPRETING else "cpu"
 
 CAUSAL = "attention causal {\n    mask  kv_idx <= q_idx\n}"
 ALIBI = """
@@ -155,7 +154,7 @@ def test_statistics_by_name() -> None:
 
 
 def test_everything_defined_is_returned_where_there_is_no_lse() -> None:
-    _, aux = text("attention a {\n    normalizer  sigmoid(score)\n}")(*qkv(), return_aux=True)
+    _, aux = text("attention a {\n    normalizer  sigmoid(score)\n}")(*qkv(), return_aux=True, backend="reference")
     assert aux.lse is None
     assert aux.max_score is not None
 
@@ -276,12 +275,39 @@ def test_what_lies_beyond_the_lengths_never_shows() -> None:
 # Backends.
 
 
-def test_auto_is_the_reference_on_the_cpu() -> None:
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        pytest.skip("under the interpreter kernels run")
+@not_interpreted
+def test_auto_is_native_kernels_on_the_cpu() -> None:
     attention, tensors = text(CAUSAL), qkv(dtype=torch.float64)
-    assert torch.equal(attention(*tensors), attention(*tensors, backend="reference"))
-    assert torch.equal(attention(*tensors), attention.reference(*tensors))
+    found = attention(*tensors)
+    assert torch.equal(found, attention(*tensors, backend="cpu"))
+    assert not torch.equal(found, attention.reference(*tensors))
+    assert_rows_close(found, attention.reference(*tensors), 1e-12)
+
+
+@not_interpreted
+def test_auto_is_the_reference_on_the_cpu_where_gradients_are_required() -> None:
+    attention, (q, k, v) = text(CAUSAL), qkv(dtype=torch.float64)
+    expected = attention.reference(q, k, v)
+    out = attention(q, k.clone().requires_grad_(), v)
+    assert out.requires_grad
+    assert torch.equal(out, expected)
+    with torch.no_grad():
+        assert torch.equal(attention(q, k.clone().requires_grad_(), v), attention(q, k, v, backend="cpu"))
+    with pytest.raises(UnsupportedError, match="no-backward-kernels"):
+        attention(q, k.clone().requires_grad_(), v, backend="cpu")
+
+
+@not_interpreted
+def test_native_kernels_run_without_triton() -> None:
+    code = f"""
+import sys, torch, attndsl as ad
+(causal,) = ad.parse({CAUSAL!r})
+q = torch.ones(1, 1, 4, 16)
+assert causal(q, q, q).shape == q.shape
+print("triton" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_the_reference_takes_what_a_call_takes() -> None:
@@ -503,9 +529,9 @@ def kernels_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("kernels_only")
 class TestKernel:
-    pytestmark = interpreted
+    pytestmark = on_kernels
 
-    @pytest.mark.parametrize("backend", ["auto", "triton"])
+    @pytest.mark.parametrize("backend", ["auto", KERNELS])
     def test_output_and_statistics_by_hand(self, backend: str) -> None:
         q, k, v = qkv(1, 2, 33, 40)
         out, aux = text(CAUSAL)(q, k, v, backend=backend, return_aux=True)
@@ -514,6 +540,7 @@ class TestKernel:
         assert_rows_close(aux.lse, lse, 1e-5)
         assert aux.max_score.shape == (1, 2, 33)
 
+    @pytest.mark.skipif(not INTERPRETING, reason="native kernels take float64")
     def test_float64_is_refused(self) -> None:
         with pytest.raises(UnsupportedError, match=r"torch\.float64"):
             text(CAUSAL)(*qkv(dtype=torch.float64))
@@ -555,37 +582,46 @@ class TestKernel:
         assert torch.equal(pickle.loads(pickle.dumps(attention))(*tensors), expected)
 
 
+BREAKS = {
+    "mask": ("live = kv_idx <= q_idx", "live = kv_idx < q_idx", "out"),
+    "output": ("out = acc /", "out = 1.001 * acc /", "out"),
+    "nan": ("out = acc /", "out = float('nan') * acc /", "out"),
+    "lse": ("m_i + tl.log(l_i)", "m_i + 1.01 * tl.log(l_i)", "lse"),
+    "max": ("m_i, mask=row_ok", "m_i + 0.1, mask=row_ok", "max_score"),
+}
+NATIVE_BREAKS = {
+    "mask": ("vbool(kv_idx <= q_idx)", "vbool(kv_idx < q_idx)", "out"),
+    "output": ("return factor *", "return 1.001f * factor *", "out"),
+    "nan": ("return factor *", "return NAN * factor *", "out"),
+    "lse": ("m_i + log(l_i)", "m_i + 1.01f * log(l_i)", "lse"),
+    "max": ("= max_score[lane]", "= max_score[lane] + 0.1f", "max_score"),
+}
+"""Right text of a kernel, what to put in its place, and where that shows."""
+
+
 class TestCheck:
     """`check=True` holds the kernel against the reference."""
 
-    pytestmark = interpreted
+    pytestmark = on_kernels
 
     def test_a_right_kernel_passes(self) -> None:
         tensors = qkv()
         attention = text(ALIBI, slopes=torch.ones(2))
         assert torch.equal(attention(*tensors, check=True), attention(*tensors))
 
-    @pytest.mark.parametrize(
-        "right, wrong, what",
-        [
-            pytest.param("live = kv_idx <= q_idx", "live = kv_idx < q_idx", "out", id="mask"),
-            pytest.param("out = acc /", "out = 1.001 * acc /", "out", id="output"),
-            pytest.param("out = acc /", "out = float('nan') * acc /", "out", id="nan"),
-            pytest.param("m_i + tl.log(l_i)", "m_i + 1.01 * tl.log(l_i)", "lse", id="lse"),
-            pytest.param("m_i, mask=row_ok", "m_i + 0.1, mask=row_ok", "max_score", id="max"),
-        ],
-    )
+    @pytest.mark.parametrize("right, wrong, what", (BREAKS if INTERPRETING else NATIVE_BREAKS).values(), ids=BREAKS)
     def test_a_broken_kernel_is_caught(
         self, monkeypatch: pytest.MonkeyPatch, right: str, wrong: str, what: str
     ) -> None:
-        original = compiler.emit
+        target = Target.TRITON if INTERPRETING else Target.CPP
+        original = compiler.EMITTERS[target]
 
         def broken(plan: KernelPlan) -> str:
             emitted = original(plan)
             assert right in emitted
             return emitted.replace(right, wrong)
 
-        monkeypatch.setattr(compiler, "emit", broken)
+        monkeypatch.setitem(compiler.EMITTERS, target, broken)
         with pytest.raises(VerifyError, match=f"kernel's {what} differs"):
             text(CAUSAL)(*qkv(), check=True)
 

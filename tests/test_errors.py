@@ -94,6 +94,15 @@ def causal(*tensors: Any, **how: Any) -> Any:
     return attention(*(tensors or qkv()), **how)
 
 
+def learning() -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = qkv()
+    return q.requires_grad_(), k, v.requires_grad_()
+
+
+def sparsemax() -> Attention:
+    return ad.attention(normalizer=ad.normalizers.sparsemax())
+
+
 def slopes(value: Any = None, **how: Any) -> Attention:
     declared: Declaration = texts().slopes
     return declared.bind(slopes=torch.ones(2) if value is None else value, **how)
@@ -134,7 +143,6 @@ CALLS: dict[str, Callable[[], Any]] = {
     "mixed-devices-offset": lambda: causal(q_offset=torch.zeros(1, dtype=torch.int64, device="meta")),
     "offset-too-large": lambda: causal(q_offset=2**63),
     "unknown-backend": lambda: causal(backend="cuda"),
-    "no-cpu-kernels": lambda: causal(backend="cpu"),
     "bad-aux": lambda: causal(return_aux="lse"),
     "unknown-aux": lambda: causal(return_aux=["lse", "entropy", "loss"]),
     "unknown-aux-mass": lambda: causal(return_aux=["mass"]),
@@ -174,6 +182,9 @@ CALLS: dict[str, Callable[[], Any]] = {
     # What kernels cannot do, and what is asked of an attention otherwise.
     "kernel-device": lambda: causal(backend="triton"),
     "kernel-dtype": lambda: causal(*qkv(dtype=torch.float64), backend="triton"),
+    "kernel-device-cpu": lambda: causal(*qkv(device="meta"), backend="cpu"),
+    "no-backward-kernels": lambda: causal(*learning(), backend="cpu"),
+    "no-native-solve": lambda: sparsemax()(*qkv(), backend="cpu"),
     "kernel-head-dim": lambda: causal(*qkv(1, 2, 5, 257), backend="triton"),
     "kernel-dtype-source": lambda: texts().causal.source(dtype=torch.float64, head_dim=512),
     "normalizer-needs-more-passes": lambda: texts().centred.source(),
@@ -181,8 +192,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "unknown-kernel": lambda: texts().causal.source("backward"),
     "unknown-target": lambda: texts().causal.source(target="cuda"),
     "unknown-target-compile": lambda: compile_for("cuda:75"),
-    "no-cpu-kernels-source": lambda: texts().causal.source(target="cpu"),
-    "no-cpu-kernels-compile": lambda: compile_for("cpu"),
+    "kernel-dtype-compile": lambda: texts().causal.compile_for("cpu", dtype=torch.int32, head_dim=64),
     "unknown-pass-ir": lambda: texts().causal.ir(after="simplify"),
     # Plans.
     "bad-length": lambda: texts().causal.plan(-1, 10.5, batch=True),

@@ -25,7 +25,7 @@ from attndsl.analysis.calculus import cotangents
 from attndsl.analysis.natural import natural_divisions
 from attndsl.analysis.proofs import row_proofs
 from attndsl.analysis.statistics import Kind, Statistic
-from attndsl.analysis.streaming import Refusal, Streaming, stream
+from attndsl.analysis.streaming import LSE, Refusal, Streaming, stream
 from attndsl.analysis.structure import Structure, structure_of
 from attndsl.analysis.with_sums import with_sums
 from attndsl.codegen.names import kernel_names
@@ -36,6 +36,7 @@ from attndsl.codegen.plan import (
     Operand,
     Product,
     Specialisation,
+    Target,
     branch_loads,
     is_maximum,
     used_params,
@@ -90,7 +91,7 @@ class Derivation:
     @property
     def maximum(self) -> str:
         """The name of the row value that holds the largest score; of its own where no statistic is one."""
-        return next((part.name for part in self.streaming.statistics if is_maximum(part)), "peak")
+        return next((part.name for part in self.streaming.statistics if is_maximum(part)), "m_i_peak")
 
     @property
     def statistics_kernels(self) -> tuple[str, ...]:
@@ -107,9 +108,13 @@ class Derivation:
         pairs = ("backward_pairs",) if Structure.PAIRS in structures else ()
         return (*rows, "backward_dq", "backward_dkv", *diagonal, *pairs)
 
+    def kernels_of(self, target: Target) -> tuple[str, ...]:
+        """The names of all kernels of a target, in the order they run."""
+        return ("forward",) if target is Target.CPP else self.kernels
+
     @property
     def kernels(self) -> tuple[str, ...]:
-        """The names of all kernels, in the order they run."""
+        """The names of the Triton kernels."""
         has_backward = isinstance(self.derivative, Backward)
         outputs = ("row_outputs",) if self.sums else ()
         return (*self.statistics_kernels, "forward", *outputs, *(self.backward_kernels if has_backward else ()))
@@ -143,18 +148,23 @@ class Derivation:
 
 
 def plan_kernel(derivation: Derivation, name: str, spec: Specialisation) -> KernelPlan:
-    """The plan of one of `derivation.kernels`; refused with all reasons when the variant is outside what kernels do."""
+    """The plan of one of `derivation.kernels_of`; refused with reasons when the variant is outside what kernels do."""
+    if name in _BACKWARD and spec.target is Target.TRITON and isinstance(derivation.derivative, Refusal):
+        raise UnsupportedError(derivation.derivative.reasons)
+    if name not in derivation.kernels_of(spec.target):
+        known = ", ".join(f"`{kernel}`" for kernel in derivation.kernels_of(spec.target))
+        message = f"there is no kernel `{name}`"
+        raise fail(CallError, "unknown-kernel", message, None, help=f"the kernels are {known}")
+    if spec.target is Target.CPP:
+        return _native(derivation, spec)
     if name == "forward":
         return _forward(derivation, spec)
     if name in derivation.statistics_kernels:
         number = derivation.statistics_kernels.index(name)
         return _statistics(derivation, name, number, spec)
-    if name == "row_outputs" and derivation.sums:
+    if name == "row_outputs":
         return _row_outputs(derivation, spec)
-    if name in derivation.backward_kernels:
-        return _BACKWARD[name](derivation, spec)
-    known = ", ".join(f"`{kernel}`" for kernel in derivation.kernels)
-    raise fail(CallError, "unknown-kernel", f"there is no kernel `{name}`", None, help=f"the kernels are {known}")
+    return _BACKWARD[name](derivation, spec)
 
 
 def _statistics(derivation: Derivation, name: str, number: int, spec: Specialisation) -> KernelPlan:
@@ -169,7 +179,7 @@ def _statistics(derivation: Derivation, name: str, number: int, spec: Specialisa
 def _forward(derivation: Derivation, spec: Specialisation) -> KernelPlan:
     streaming = derivation.streaming
     final = derivation.over_products
-    peak = (Statistic("peak", Kind.MAX, derivation.final),) if derivation.maximum == "peak" else ()
+    peak = (Statistic("m_i_peak", Kind.MAX, derivation.final),) if derivation.maximum == "m_i_peak" else ()
     if not streaming.terms:
         products = (Product("acc", final(streaming.weight), Operand.VALUE),)
         return _planned(derivation, "forward", spec, Side.QUERIES, peak, products)
@@ -180,6 +190,31 @@ def _forward(derivation: Derivation, spec: Specialisation) -> KernelPlan:
     statistics = (*peak, *_over_products(derivation, streaming.passes[-1] if streaming.passes else ()))
     at_end = (*(term.factor for term in streaming.terms), *(() if streaming.lse is None else (streaming.lse,)))
     return _planned(derivation, "forward", spec, Side.QUERIES, statistics, online, at_end)
+
+
+def _native(derivation: Derivation, spec: Specialisation) -> KernelPlan:
+    """The forward in one kernel, which passes over the keys of a tile as often as its statistics ask for."""
+    streaming = derivation.streaming
+    if derivation.maximum == "m_i_peak":
+        peak = Statistic("m_i_peak", Kind.MAX, build.SCORE)
+        streaming = replace(streaming, passes=((peak, *streaming.passes[0]), *streaming.passes[1:]))
+    if streaming.lse is not None:
+        streaming = replace(streaming, weight=substitute(streaming.weight, {LSE: streaming.lse}))
+    solves = [part for part in streaming.statistics if part.solve is not None]
+    if solves:
+        message = "native kernels do not solve rows"
+        help_ = 'call it with `backend="reference"`, or "triton" on a GPU'
+        raise fail(UnsupportedError, "no-native-solve", message, None, help=help_)
+    statistics = _over_products(derivation, streaming.statistics)
+    factors = tuple(term.factor for term in streaming.terms)
+    at_end = (*factors, *(() if streaming.lse is None else (streaming.lse,)))
+    online = (Product("acc", derivation.over_products(term.value), Operand.VALUE) for term in streaming.terms)
+    whole = (Product("acc", derivation.over_products(streaming.weight), Operand.VALUE),)
+    planned = _planned(derivation, "forward", spec, Side.QUERIES, statistics, tuple(online) or whole, at_end)
+    sink = () if streaming.sink is None else (streaming.sink,)
+    placed = Placer(derivation.program, planned.symbols).place((derivation.program.score,), (derivation.program.mask,))
+    last = Placer(derivation.program, planned.symbols).place(sink)
+    return replace(planned, streaming=streaming, placement=placed, last=last)
 
 
 def _row_outputs(derivation: Derivation, spec: Specialisation) -> KernelPlan:

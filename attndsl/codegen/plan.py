@@ -26,14 +26,22 @@ from attndsl.ir.types import DType
 from attndsl.ir.variant import Param, Variant
 
 
+class Target(Enum):
+    """The language a kernel is written in; the value is its name for users."""
+
+    TRITON = "triton"
+    CPP = "cpp"
+
+
 @dataclass(frozen=True, slots=True)
 class Specialisation:
     """What a kernel is compiled for besides the variant.
 
-    `dtype` is the element type of q, k and v: "bf16", "fp16" or "fp32". `fast` kernels rely on facts the launcher
-    checks on the host: every `Condition`, and those proofs about rows are taken on (`analysis.proofs`). The other
-    kernel relies on none of them. `strategy` is the walk, by default the one the mask allows. `gradients` are the
-    captured tensors whose gradients a backward kernel computes.
+    `dtype` is the element type of q, k and v: "bf16", "fp16", "fp32" or, on a CPU, "fp64". `fast` kernels rely on facts
+    the launcher checks on the host: every `Condition`, and those proofs about rows are taken on (`analysis.proofs`).
+    The other kernel relies on none of them. `strategy` is the walk, by default the one the mask allows. `gradients` are
+    the captured tensors whose gradients a backward kernel computes. `storages` are the torch dtypes of the variant's
+    captured tensors, where the text of a kernel depends on them.
     """
 
     dtype: str = "bf16"
@@ -43,6 +51,8 @@ class Specialisation:
     offset_per_batch: bool = False
     strategy: Strategy | None = None
     gradients: frozenset[str] = frozenset()
+    storages: tuple[str, ...] = ()
+    target: Target = Target.TRITON
 
 
 class Gather(Enum):

@@ -113,7 +113,7 @@ class TileText:
 
     def guards(self, part: Statistic) -> bool:
         """Whether what is measured from a maximum must be guarded against rows that have met no live key."""
-        if part.name == "peak":
+        if part.name == "m_i_peak":
             return False
         return self.plan.guards_maximum or part.integrand is not self.plan.final
 

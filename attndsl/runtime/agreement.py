@@ -9,7 +9,7 @@ from attndsl.diagnostics import CallError, VerifyError, fail
 from attndsl.ir import build
 from attndsl.ir.variant import Variant
 
-TOLERANCE = {torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
 
 def check_agreement(what: str, found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:

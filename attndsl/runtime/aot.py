@@ -1,14 +1,13 @@
 """Ahead-of-time compilation of emitted kernels, with no GPU at hand: registers, spills, memory, instructions.
 
-In: plans and their texts, and a target. Out: a `CompileReport`, for the tile shapes the launcher uses by default and
-for arguments as launches of ordinary tensors have them (contiguous rows, 16-byte aligned).
+In: plans and their texts, and a target. Out: a `CompileReport`; of GPUs for the tile shapes the launcher uses by
+default and for arguments as launches of ordinary tensors have them (contiguous rows, 16-byte aligned).
 """
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from attndsl.codegen.plan import Emitted, KernelPlan
 from attndsl.codegen.triton_signature import stride_names
@@ -17,53 +16,18 @@ from attndsl.ir.types import DType
 from attndsl.ir.variant import TensorParam
 from attndsl.runtime.assemble import Job, assemble, assemble_elsewhere
 from attndsl.runtime.interpreter import is_interpreting
-from attndsl.runtime.tiles import TileShape, default_tile, family_of
+from attndsl.runtime.native import report as native
+from attndsl.runtime.reports import CompileReport, KernelReport
+from attndsl.runtime.tiles import default_tile, family_of
 
-TARGETS = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
+TARGETS = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942", "cpu")
 _POINTEES = {"fp32": "*fp32", "fp16": "*fp16", "bf16": "*bf16"}
 _CAPTURES = {DType.F32: "*fp32", DType.I64: "*i64", DType.BOOL: "*i1"}
-
-
-@dataclass(frozen=True, slots=True)
-class KernelReport:
-    """One compiled kernel. `registers` and `spilled_bytes` are per thread, `shared_bytes` per program.
-
-    `instructions` counts by mnemonic, without modifiers; `assembly` is PTX for cuda, AMDGCN for hip; `tile` the shape
-    it was compiled for.
-    """
-
-    name: str
-    registers: int
-    spilled_bytes: int
-    shared_bytes: int
-    instructions: Mapping[str, int]
-    assembly: str
-    tile: TileShape
-
-
-@dataclass(frozen=True, slots=True)
-class CompileReport:
-    """Every kernel of a variant for one target."""
-
-    target: str
-    kernels: list[KernelReport]
-
-    def __str__(self) -> str:
-        rows = [f"{self.target}"]
-        for kernel in self.kernels:
-            rows.append(
-                f"  {kernel.name}: {kernel.registers} registers, {kernel.spilled_bytes} bytes spilled, "
-                f"{kernel.shared_bytes} bytes of shared memory, {sum(kernel.instructions.values())} instructions"
-            )
-        return "\n".join(rows)
 
 
 def check_target(target: str) -> None:
     """Whether kernels can be compiled for a target."""
     listed = ", ".join(f'"{known}"' for known in TARGETS)
-    if target == "cpu":
-        message = "there are no native CPU kernels yet"
-        raise fail(UnsupportedError, "no-cpu-kernels", message, None, help=f"use one of {listed}")
     if target not in TARGETS:
         message = f"there is no target {target!r} to compile for"
         raise fail(UnsupportedError, "unknown-target", message, None, help=f"use one of {listed}")
@@ -71,6 +35,8 @@ def check_target(target: str) -> None:
 
 def compile_for(emitted: Mapping[str, Emitted], target: str) -> CompileReport:
     """Compile kernels, by name, for one of `TARGETS`."""
+    if target == "cpu":
+        return CompileReport(target, [native.report(name, kernel) for name, kernel in emitted.items()])
     backend, _, arch = target.partition(":")
     return CompileReport(target, [_report(name, kernel, backend, arch) for name, kernel in emitted.items()])
 

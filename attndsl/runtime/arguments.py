@@ -200,6 +200,8 @@ def _check_offset_tensor(reporter: Reporter, q_offset: Tensor, batch: int) -> No
 
 def check_capture(reporter: Reporter, variant: Variant, param: TensorParam, value: Value, device: torch.device) -> None:
     """One captured tensor: rank, kind and device; sizes are the business of `analysis.obligations`."""
+    if isinstance(value, Tensor) and _fits(param, value, device):
+        return
     span = next((variant.origins.first(node) for node in variant.loads_of(param.name)), None)
     if not isinstance(value, Tensor):
         reporter.error("not-a-tensor", f"`{param.name}` is of type {type(value).__name__}, expected a tensor", span)
@@ -213,6 +215,10 @@ def check_capture(reporter: Reporter, variant: Variant, param: TensorParam, valu
     if value.device != device:
         message = f"`{param.name}` is on {value.device}, q, k and v on {device}"
         reporter.error("mixed-devices", message, span, help=f"move it: `{param.name}.to({str(device)!r})`")
+
+
+def _fits(param: TensorParam, value: Tensor, device: torch.device) -> bool:
+    return value.dim() == param.rank and kind_of(value.dtype) is param.dtype and value.device == device
 
 
 def kind_of(dtype: torch.dtype) -> DType | None:

@@ -6,16 +6,22 @@ Nothing falls back: "auto" looks at the device alone, and what that backend cann
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from attndsl.codegen.plan import Target
 from attndsl.diagnostics import CallError, Reporter, UnsupportedError, fail
+from attndsl.runtime import launch
 from attndsl.runtime.arguments import Call
 from attndsl.runtime.interpreter import is_interpreting
-from attndsl.runtime.launch import DTYPES, MAX_HEAD_DIM
+from attndsl.runtime.launch import MAX_HEAD_DIM
+from attndsl.runtime.native import launch as native
 
+DTYPES = {Target.TRITON: launch.DTYPES, Target.CPP: native.DTYPES}
 USE_REFERENCE = 'use `backend="reference"`'
 
 
@@ -26,51 +32,89 @@ class Backend(StrEnum):
     REFERENCE = "reference"
 
 
+TARGETS = {Backend.TRITON: Target.TRITON, Backend.CPU: Target.CPP}
+"""The language of a backend's kernels; the reference has none."""
+
+
 def backend_named(name: Any) -> Backend:
     """The backend a user asked for."""
-    if name == Backend.CPU:
-        message, help_ = (
-            "there are no native CPU kernels yet",
-            f'{USE_REFERENCE}, or "auto", which takes it for CPU tensors',
-        )
-        raise fail(UnsupportedError, "no-cpu-kernels", message, None, help=help_)
     if name not in tuple(Backend):
         known = ", ".join(f'"{backend}"' for backend in Backend)
         raise fail(CallError, "unknown-backend", f"there is no backend {name!r}", None, help=f"use one of {known}")
     return Backend(name)
 
 
+def target_named(name: Any) -> Target:
+    """The language a user asked for."""
+    if name not in [target.value for target in Target]:
+        known = " or ".join(f'`target="{target.value}"`' for target in Target)
+        message = f"there is no target {name!r} to emit source for"
+        raise fail(UnsupportedError, "unknown-target", message, None, help=f"use {known}")
+    return Target(name)
+
+
 def chosen(backend: Backend, call: Call) -> Backend:
     """The backend that runs a call: what "auto" stands for, and whether kernels can take it."""
     if backend is Backend.AUTO:
-        takes_kernels = call.q.device.type == "cuda" or is_interpreting()
-        backend = Backend.TRITON if takes_kernels else Backend.REFERENCE
-    if backend is Backend.TRITON:
-        _check_kernels_can(call)
+        backend = _automatic(call)
+    if backend is not Backend.REFERENCE:
+        _check_kernels_can(backend, call)
     return backend
 
 
-def check_kernel_shape(dtype: torch.dtype, head_dim: Any, v_head_dim: Any) -> None:
+def _automatic(call: Call) -> Backend:
+    """What "auto" stands for: kernels where there are some for the device."""
+    if call.q.device.type == "cuda" or is_interpreting():
+        return Backend.TRITON
+    if call.q.device.type == "cpu" and not _waits_for_backward(call):
+        return Backend.CPU
+    return Backend.REFERENCE
+
+
+def _waits_for_backward(call: Call) -> bool:
+    """CPU calls "auto" leaves to the reference, which is differentiable: only until CPU kernels are."""
+    return torch.is_grad_enabled() and any(_requiring_grad(call))
+
+
+def check_kernel_shape(dtype: torch.dtype, head_dim: Any, v_head_dim: Any, target: Target = Target.TRITON) -> None:
     """Whether there are kernels for these elements and head dimensions at all."""
     reporter = Reporter(UnsupportedError)
-    _report_shape(reporter, dtype, head_dim, v_head_dim, None)
+    _report_shape(reporter, target, dtype, head_dim, v_head_dim, None)
     reporter.check()
 
 
-def _check_kernels_can(call: Call) -> None:
+def _check_kernels_can(backend: Backend, call: Call) -> None:
     reporter = Reporter(UnsupportedError)
     # A value without elements is served by a kernel for one: it has no columns to compute.
-    _report_shape(reporter, call.q.dtype, call.head_dim, max(call.v_head_dim, 1), USE_REFERENCE)
-    if call.q.device.type != "cuda" and not is_interpreting():
-        message = f"Triton kernels run on GPU tensors, got tensors on {call.q.device}"
+    _report_shape(reporter, TARGETS[backend], call.q.dtype, call.head_dim, max(call.v_head_dim, 1), USE_REFERENCE)
+    device = call.q.device
+    if backend is Backend.TRITON and device.type != "cuda" and not is_interpreting():
+        message = f"Triton kernels run on GPU tensors, got tensors on {device}"
         interpreter = "set TRITON_INTERPRET=1 before triton is imported to interpret kernels on the CPU"
-        reporter.error("kernel-device", message, None, help=f"{USE_REFERENCE}, or {interpreter}")
+        reporter.error("kernel-device", message, None, help=f'use `backend="cpu"` or "reference", or {interpreter}')
+    if backend is Backend.CPU and device.type != "cpu":
+        message = f"native kernels run on CPU tensors, got tensors on {device}"
+        reporter.error("kernel-device", message, None, help='use `backend="auto"`, which goes by the device')
+    learning = tuple(_requiring_grad(call)) if backend is Backend.CPU else ()
+    if learning and torch.is_grad_enabled():
+        listed = ", ".join(f"`{name}`" for name in learning)
+        message = f"native kernels are forward only for now, but gradients are required of {listed}"
+        help_ = f"call it under `torch.no_grad()`, or {USE_REFERENCE}, which is differentiable"
+        reporter.error("no-backward-kernels", message, None, help=help_)
     reporter.check()
 
 
-def _report_shape(reporter: Reporter, dtype: torch.dtype, head_dim: Any, v_head_dim: Any, help_: str | None) -> None:
-    if dtype not in DTYPES:
-        known = ", ".join(str(known) for known in DTYPES)
+def _requiring_grad(call: Call) -> Iterator[str]:
+    tensors = {"q": call.q, "k": call.k, "v": call.v, **call.values}
+    return (name for name, value in tensors.items() if isinstance(value, Tensor) and value.requires_grad)
+
+
+def _report_shape(
+    reporter: Reporter, target: Target, dtype: torch.dtype, head_dim: Any, v_head_dim: Any, help_: str | None
+) -> None:
+    dtypes = DTYPES[target]
+    if dtype not in dtypes:
+        known = ", ".join(str(known) for known in dtypes)
         reporter.error("kernel-dtype", f"kernels take {known}, got {dtype}", help=help_)
     if not all(isinstance(size, int) and 1 <= size <= MAX_HEAD_DIM for size in (head_dim, v_head_dim)):
         message = f"kernels take head dims from 1 to {MAX_HEAD_DIM}, got {head_dim} for q and k, {v_head_dim} for v"

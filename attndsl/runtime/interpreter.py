@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,8 @@ from attndsl.diagnostics import UnsupportedError, fail
 
 def is_interpreting() -> bool:
     """Whether `TRITON_INTERPRET=1` is set; refused where triton was imported before it was."""
+    if "triton" not in sys.modules and "TRITON_INTERPRET" not in os.environ:
+        return False  # triton takes its time to import, and CPU kernels do without
     import triton
     import triton.language as tl
 

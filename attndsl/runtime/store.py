@@ -49,7 +49,7 @@ def load_module(text: str, stem: str, interpret: bool) -> ModuleType:
     with _lock:
         module = _modules.get(key)
         if module is None:
-            module = _execute(_stored(path, text), text, interpret)
+            module = _execute(stored(path, text.encode()), text, interpret)
             _modules[key] = module
     return module
 
@@ -64,9 +64,8 @@ def _versions() -> str:
     return f"attndsl {__version__}, torch {torch.__version__}, triton {triton.__version__}"
 
 
-def _stored(path: Path, text: str) -> Path:
-    """A file that holds exactly the text: the cached one, or one written anew where it is missing or differs."""
-    data = text.encode()
+def stored(path: Path, data: bytes) -> Path:
+    """A file that holds exactly the data: the cached one, or one written anew where it is missing or differs."""
     try:
         if path.read_bytes() == data:
             return path

@@ -7,13 +7,13 @@ import math
 
 import pytest
 import torch
-from launches import TILE, check, inputs, interpreted, program
+from launches import TILE, check, inputs, on_kernels, program
 
 from attndsl.codegen.names import KERNEL_NAMES
 from attndsl.ir.ops import FACTS, Form, Op
 from attndsl.ir.types import DType
 
-pytestmark = interpreted
+pytestmark = on_kernels
 
 INF = math.inf
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from census import Census
 from hypothesis import HealthCheck, Phase, assume, given, seed, settings
-from launches import check_case, interpreted
+from launches import INTERPRETING, check_case, on_kernels
 from strategies import Case, affine_masks, cases
 
 from attndsl.reference import live_pairs
 
-pytestmark = interpreted
+pytestmark = on_kernels
 
-# Shrinking takes minutes in the interpreter; a failure is short enough to read as it is.
+# Shrinking takes minutes where every step is interpreted or compiled; a failure is short enough to read as it is.
 RANDOM = settings(deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
-SMALL = {"max_programs": 2, "max_length": 65, "tensor_offsets": True}
+SMALL = {"max_programs": 2, "max_length": 65 if INTERPRETING else 200, "tensor_offsets": True}
+"""Lengths on both sides of the edges of some tiles, which are 16 wide where kernels are interpreted, else 64."""
 
 
 def test_random_programs() -> None:

@@ -1,0 +1,130 @@
+"""The signature of a C++ kernel: one record of eight-byte members, in an order the plan fixes.
+
+    extern "C" int forward(const Arguments* arguments, Parallel parallel, int threads);
+
+In: a plan. Out: its `Argument`s, from which the printer writes `struct Arguments` and the launcher packs the record.
+`Parallel` runs tasks 0 to n - 1 on up to `threads` threads (`templates/cpp_pool.cpp`). A kernel returns 0, or 1 where
+it got no memory to work in. Strides are in elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from attndsl.analysis.bounds import Strategy
+from attndsl.codegen.cpp_names import cpp_symbols
+from attndsl.codegen.plan import KernelPlan
+from attndsl.ir.variant import TensorParam
+
+ELEMENTS = {"fp32": "float", "fp16": "half", "bf16": "bfloat", "fp64": "double"}
+"""The C++ types of q, k, v and the output, by `Specialisation.dtype`."""
+
+STORAGES = {
+    "float16": "half",
+    "bfloat16": "bfloat",
+    "float32": "float",
+    "float64": "double",
+    "int8": "int8_t",
+    "int16": "int16_t",
+    "int32": "int32_t",
+    "int64": "int64_t",
+    "uint8": "uint8_t",
+    "bool": "bool_t",
+}
+"""The C++ types of captured elements, by the name of their torch dtype."""
+
+
+STRIDE_AXES = {"q": "bhmd", "k": "bhnd", "v": "bhnd", "o": "bhmd"}
+"""The axes of q, k, v and the output as their strides are named."""
+
+
+class Member(Enum):
+    """What a member of the record is; the value is the code `struct.pack` packs it with."""
+
+    POINTER = "Q"
+    INTEGER = "q"
+    REAL = "d"
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """A member of the record: `type` is how the record declares it, `local` what kernels compute with."""
+
+    name: str
+    member: Member
+    type: str
+    local: str
+
+
+def arguments(plan: KernelPlan) -> Iterator[Argument]:
+    """The members of the record, in order."""
+    element, real = ELEMENTS[plan.spec.dtype], real_type(plan)
+    yield from (_pointer(name, f"const {element}*") for name in ("Q", "K", "V"))
+    yield _pointer("Out", f"{element}*")
+    yield from (_pointer(name, f"{real}*") for name in ("Lse", "Max"))
+    yield from (_long(f"stride_{tensor}{axis}") for tensor, axes in STRIDE_AXES.items() for axis in axes)
+    yield from map(_long, ("batch", "heads", "group"))
+    yield from map(_integer, ("q_len", "kv_len"))
+    yield _pointer("Q_offset", "const int64_t*") if plan.spec.offset_per_batch else _integer("q_offset")
+    yield _real("sm_scale")
+    if plan.walk.strategy is Strategy.TABLE:
+        yield from (_pointer(name, "const int32_t*") for name in ("Table", "Table_rows"))
+        yield from map(_long, ("stride_tb", "stride_th"))
+    yield from _captured(plan)
+
+
+def symbols(plan: KernelPlan) -> dict[str, str]:
+    """The identifiers of the parameters of a kernel, by name."""
+    return cpp_symbols(param.name for param in plan.params)
+
+
+def real_type(plan: KernelPlan) -> str:
+    """The type floats are computed in."""
+    return "double" if plan.spec.dtype == "fp64" else "float"
+
+
+def integer_type(plan: KernelPlan) -> str:
+    """The type integers are computed in: as wide as a float where 32 bits hold them."""
+    return "int32_t" if plan.spec.fast and real_type(plan) == "float" else "int64_t"
+
+
+def storages(plan: KernelPlan) -> dict[str, str]:
+    """The C++ type of the elements of each captured tensor, by the name of the parameter."""
+    tensors = plan.variant.tensors
+    given = plan.spec.storages or tuple(DEFAULT_STORAGE[param.dtype.word] for param in tensors)
+    return {param.name: STORAGES[name] for param, name in zip(tensors, given, strict=True)}
+
+
+DEFAULT_STORAGE = {"float": "float32", "int": "int64", "bool": "bool"}
+"""How captured tensors are stored where nothing says otherwise, by the word of their type."""
+
+
+def _captured(plan: KernelPlan) -> Iterator[Argument]:
+    stored, names = storages(plan), symbols(plan)
+    for param in plan.params:
+        name = names[param.name]
+        if isinstance(param, TensorParam):
+            yield _pointer(name, f"const {stored[param.name]}*")
+            yield from (_long(f"stride_{name}_{axis}") for axis in range(param.rank))
+            if not plan.spec.fast:
+                yield from (_integer(f"size_{name}_{axis}") for axis in range(param.rank))
+        else:
+            yield _real(name) if param.dtype.is_float else _integer(name)
+
+
+def _pointer(name: str, type_: str) -> Argument:
+    return Argument(name, Member.POINTER, type_, type_)
+
+
+def _integer(name: str) -> Argument:
+    return Argument(name, Member.INTEGER, "int64_t", "integer")
+
+
+def _long(name: str) -> Argument:
+    return Argument(name, Member.INTEGER, "int64_t", "int64_t")
+
+
+def _real(name: str) -> Argument:
+    return Argument(name, Member.REAL, "double", "real")

@@ -1,0 +1,156 @@
+// The two products of a tile by fused multiply-adds on vectors of queries: scores = K Q^T, and acc += V^T P.
+//
+// An element of a product is summed in one order, whatever the shape of the block it is computed in.
+
+constexpr int REGISTERS = VECTOR_BYTES == 32 ? 16 : 32;
+
+// R rows by V vectors of queries: out[r] = start[r] + sum over n of left[r][n] * right[n].
+template<int R, int V, bool FROM_ZERO>
+INLINE void block(const real* left, int64_t left_row, int64_t left_step, const real* right, real* out, int count) {
+    vec sums[R][V];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) sums[r][v] = FROM_ZERO ? vec{} : read(out + r * BLOCK_M + v * LANES);
+#pragma GCC unroll 4
+    for (int n = 0; n < count; n++) {
+        vec line[V];
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) line[v] = read(right + n * BLOCK_M + v * LANES);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) {
+            vec factor = splat(left[r * left_row + n * left_step]);
+#pragma GCC unroll 8
+            for (int v = 0; v < V; v++) sums[r][v] += factor * line[v];
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) write(out + r * BLOCK_M + v * LANES, sums[r][v]);
+}
+
+// Any number of rows, in blocks as high as registers allow.
+template<int V, bool FROM_ZERO>
+static void product(const real* left, int64_t left_row, int64_t left_step, const real* right, real* out, int count,
+                    int rows) {
+    constexpr int HIGH = V == 1 ? 8 : 6;
+    int r = 0;
+    for (; r + HIGH <= rows; r += HIGH)
+        block<HIGH, V, FROM_ZERO>(left + r * left_row, left_row, left_step, right, out + r * BLOCK_M, count);
+    if (r + 4 <= rows) {
+        block<4, V, FROM_ZERO>(left + r * left_row, left_row, left_step, right, out + r * BLOCK_M, count);
+        r += 4;
+    }
+    for (; r < rows; r++)
+        block<1, V, FROM_ZERO>(left + r * left_row, left_row, left_step, right, out + r * BLOCK_M, count);
+}
+
+// Rows of elements as rows of numbers: as they lie where they can be read so, else a copy.
+struct Lines {
+    const real* at;
+    int64_t step;
+};
+template<class E> INLINE Lines lines(const E* from, int64_t stride, int64_t stride_d, int count, int width, real* copy) {
+    if constexpr (sizeof(E) == sizeof(real))
+        if (stride_d == 1) return {(const real*)from, stride};
+    for (int n = 0; n < count; n++) {
+        int d = 0;
+        if (stride_d == 1)
+            for (; d + LANES <= width; d += LANES) store(copy + n * width + d, reals(from + n * stride + d));
+        for (; d < width; d++) copy[n * width + d] = to_real(from[n * stride + d * stride_d]);
+    }
+    return {copy, width};
+}
+
+struct ExactProducts {
+    // Keys come in multiples of GRAIN; WIDE vectors of queries share a block of registers.
+    static constexpr int GRAIN = 1;
+    static constexpr int WIDE = REGISTERS == 16 ? 2 : 4;
+
+    alignas(64) real q[HEAD_DIM * BLOCK_M];
+    alignas(64) real s[BLOCK_N * BLOCK_M];
+    alignas(64) real more[TERMS > 1 ? (TERMS - 1) * BLOCK_N * BLOCK_M : 1];
+    alignas(64) real acc[TERMS * V_HEAD_DIM * BLOCK_M];
+    alignas(64) real copy[BLOCK_N * (HEAD_DIM > V_HEAD_DIM ? HEAD_DIM : V_HEAD_DIM)];
+
+    // Queries of a tile, transposed; rows past the end are 0.
+    void queries(const element* from, int64_t stride, int64_t stride_d, int rows) {
+        int d = 0;
+        if (stride_d == 1)
+            for (; d + LANES <= HEAD_DIM; d += LANES)
+                for (int i = 0; i < VECTORS; i++) {
+                    vec lines[LANES];
+                    for (int e = 0, m = i * LANES; e < LANES; e++, m++)
+                        lines[e] = m < rows ? reals(from + m * stride + d).part[0] : vreal(0).part[0];
+                    transpose(lines);
+                    for (int e = 0; e < LANES; e++) write(q + (d + e) * BLOCK_M + i * LANES, lines[e]);
+                }
+        for (; d < HEAD_DIM; d++)
+            for (int m = 0; m < BLOCK_M; m++)
+                q[d * BLOCK_M + m] = m < rows ? to_real(from[m * stride + d * stride_d]) : real(0);
+        for (real& sum : acc) sum = 0;
+    }
+
+    void scores(const element* from, int64_t stride, int64_t stride_d, int keys, const Spans& spans) {
+        Lines k = lines(from, stride, stride_d, keys, HEAD_DIM, copy);
+        for (int i = 0; i < spans.vectors;) {
+            const int first = spans.first[i], rows = spans.last[i] - first;
+            const real* left = k.at + first * k.step;
+            const real* right = q + i * LANES;
+            real* out = s + first * BLOCK_M + i * LANES;
+            if (spans.alike(i, WIDE)) {
+                product<WIDE, true>(left, k.step, 1, right, out, HEAD_DIM, rows);
+                i += WIDE;
+            } else {
+                product<1, true>(left, k.step, 1, right, out, HEAD_DIM, rows);
+                i++;
+            }
+        }
+    }
+
+    // The weights of a key, for one of the terms of the output; those of the first take the place of the scores.
+    MEMBER real* weights(int term, int key, int i) {
+        return (term ? more + (term - 1) * BLOCK_N * BLOCK_M : s) + key * BLOCK_M + i * LANES;
+    }
+
+    void rescale(int term, int i, vreal alpha) {
+        real* column = acc + term * V_HEAD_DIM * BLOCK_M + i * LANES;
+        for (int d = 0; d < V_HEAD_DIM; d++) write(column + d * BLOCK_M, read(column + d * BLOCK_M) * alpha.part[0]);
+    }
+
+    // Adds the values times their weights. Of keys that no query of the tile sees, values are not read.
+    void values(const element* from, int64_t stride, int64_t stride_d, int keys, const Spans& spans, const bool* seen) {
+        Lines v = lines(from, stride, stride_d, keys, V_HEAD_DIM, copy);
+        if (seen) v = without(v, keys, seen);
+        for (int term = 0; term < TERMS; term++)
+            for (int i = 0; i < spans.vectors;) {
+                const int first = spans.first[i], count = spans.last[i] - first;
+                const real* left = v.at + first * v.step;
+                const real* right = weights(term, first, i);
+                real* out = acc + term * V_HEAD_DIM * BLOCK_M + i * LANES;
+                if (spans.alike(i, WIDE)) {
+                    product<WIDE, false>(left, 1, v.step, right, out, count, V_HEAD_DIM);
+                    i += WIDE;
+                } else {
+                    product<1, false>(left, 1, v.step, right, out, count, V_HEAD_DIM);
+                    i++;
+                }
+            }
+    }
+
+    Lines without(Lines v, int keys, const bool* seen) {
+        for (int n = 0; n < keys; n++)
+            for (int d = 0; d < V_HEAD_DIM; d++)
+                copy[n * V_HEAD_DIM + d] = seen[n] ? v.at[n * v.step + d] : real(0);
+        return {copy, V_HEAD_DIM};
+    }
+
+    void done() {}
+    static bool ready() { return true; }
+
+    // One element of the unfinished output, for a vector of queries.
+    MEMBER vreal sum(int term, int d, int i) const {
+        return vreal(Lanes<real>::Part(read(acc + (term * V_HEAD_DIM + d) * BLOCK_M + i * LANES)));
+    }
+};

@@ -1,0 +1,115 @@
+"""The C++ compiler of this machine: where it is, how it is called, and what it makes for which CPU.
+
+In: nothing but the environment (`PATH`, `CXX`). Out: a `Compiler`, or an error that says what to install.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from attndsl.diagnostics import DiagnosticError, UnsupportedError, fail
+
+CANDIDATES = ("c++", "g++", "clang++")
+INSTALL = (
+    "install one, e.g. `apt install g++`, `dnf install gcc-c++` or `xcode-select --install`, or name it in CXX; "
+    'without one, use `backend="reference"`'
+)
+SHOWN_LINES = 20
+
+FLAGS = (
+    # `if constexpr` and inline variables; without GNU's macros, `linux` and `unix` are names like others.
+    "-std=c++17",
+    # Straight-line vector code: what it inlines and unrolls is what it was written for.
+    "-O3",
+    # The vectors of this very CPU: a kernel is never loaded on another kind, its name holds the features.
+    "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native",
+    # A product and a sum in one rounding, as on GPUs; not the default of ISO modes.
+    "-ffp-contract=fast",
+    # Nobody reads errno or floating-point traps: square roots and roundings become instructions, selects branch-free.
+    # Not -ffast-math: infinities and NaN mean something here, and sums keep their order.
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    # At dead pairs integers may leave their range, and what is computed there is then thrown away.
+    "-fwrapv",
+    "-shared",
+    "-fPIC",
+    # The entry alone is a symbol, and calls inside need no table.
+    "-fvisibility=hidden",
+    "-pthread",
+    # Vectors wider than the oldest CPU's are passed to inlined functions only.
+    "-Wno-psabi",
+)
+"""The one set of flags; it is part of every name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compiler:
+    """A compiler: the command, and a hash of its version and of the CPU features it compiles for."""
+
+    command: tuple[str, ...]
+    identity: str
+
+    def library(self, text: str) -> bytes:
+        """The shared library of a C++ text. Nothing of a build that fails or is interrupted stays."""
+        return self._made(text)
+
+    def listing(self, text: str) -> str:
+        """The instructions of a C++ text, as the compiler writes them for an assembler."""
+        return self._made(text, "-S").decode("utf-8", "replace")
+
+    def _made(self, text: str, *more: str) -> bytes:
+        with tempfile.TemporaryDirectory(prefix="attndsl-build-") as folder:
+            source, made = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
+            source.write_text(text, "utf-8")
+            _run((*self.command, *FLAGS, *more, str(source), "-o", str(made)))
+            try:
+                return made.read_bytes()
+            except FileNotFoundError:
+                raise _failed(self.command, "it reported success and wrote no library", "") from None
+
+
+def compiler() -> Compiler:
+    """The compiler that `CXX` names, or the first on `PATH`; looked for once, for as long as neither changes."""
+    return _compiler(os.environ.get("CXX", ""), os.environ.get("PATH", ""))
+
+
+@cache
+def _compiler(named: str, path: str) -> Compiler:
+    command = tuple(shlex.split(named)) or next(((name,) for name in CANDIDATES if shutil.which(name, path=path)), ())
+    if not command:
+        listed = ", ".join(f"`{name}`" for name in CANDIDATES)
+        message = f"CPU kernels need a C++ compiler, and none of {listed} is on PATH"
+        raise fail(UnsupportedError, "no-compiler", message, None, help=INSTALL)
+    if shutil.which(command[0], path=path) is None:
+        message = f"CPU kernels need a C++ compiler, and CXX names `{command[0]}`, which cannot be run"
+        raise fail(UnsupportedError, "no-compiler", message, None, help=INSTALL)
+    macros = _run((*command, *FLAGS, "-E", "-dM", "-x", "c++", os.devnull))
+    return Compiler(command, hashlib.sha256(macros).hexdigest())
+
+
+def _run(command: tuple[str, ...]) -> bytes:
+    """What a command prints; an error that shows what it complains of."""
+    try:
+        done = subprocess.run(command, capture_output=True, check=False, stdin=subprocess.DEVNULL)
+    except OSError as error:
+        raise _failed(command, f"it cannot be run: {error.strerror}", "") from error
+    if done.returncode == 0:
+        return done.stdout
+    ending = f"exit status {done.returncode}" if done.returncode > 0 else f"killed by signal {-done.returncode}"
+    raise _failed(command, ending, done.stderr.decode("utf-8", "replace"))
+
+
+def _failed(command: tuple[str, ...], why: str, complaints: str) -> DiagnosticError:
+    lines = complaints.strip().splitlines()
+    shown = lines[:SHOWN_LINES] + ([f"... {len(lines) - SHOWN_LINES} more lines"] if len(lines) > SHOWN_LINES else [])
+    message = f"the C++ compiler `{command[0]}` failed: {why}"
+    return fail(UnsupportedError, "compiler-failed", message, None, *shown, help=INSTALL)

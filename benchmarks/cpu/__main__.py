@@ -1,0 +1,7 @@
+"""Every CPU benchmark: `python -m benchmarks.cpu`; one alone is `python -m benchmarks.cpu.forward`."""
+
+from benchmarks.cpu import decode, forward
+
+if __name__ == "__main__":
+    forward.main([])
+    decode.main([])
