@@ -33,8 +33,8 @@ CELLS_AT_ONCE = 2**18
 def split_tables(mask: Expr) -> tuple[Expr, Expr]:
     """A mask as (what is no table, the tables), two conjunctions; the tables are `true` where there are none."""
     terms = conjuncts(mask)
-    tables = [term for term in terms if _is_table(term)]
-    rest = [term for term in terms if not _is_table(term)]
+    tables = [term for term in terms if is_table(term)]
+    rest = [term for term in terms if not is_table(term)]
     return build.conjunction(rest), build.conjunction(tables)
 
 
@@ -92,7 +92,8 @@ def _cells(tiling: Tiling, b: Array, h: Array, query: Array, first: Array, last:
     )
 
 
-def _is_table(term: Expr) -> bool:
+def is_table(term: Expr) -> bool:
+    """Whether a term is an element of a tensor chosen by the query and by the key."""
     return isinstance(term, Load) and {Axis.Q, Axis.K} <= axes_of(term)
 
 

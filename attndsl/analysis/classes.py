@@ -101,7 +101,7 @@ def classify(mask: Expr, tiling: Tiling, known: Known) -> Classes:
     if 0 in tiling.shape:
         return Classes(tiling.shape, lambda: iter(()), 0, 0, exact=True, by_bounds=True)
     _refuse_more(tiling.batch * tiling.heads * tiling.q_tiles, MAX_ROWS)
-    mask = _with_numbers(mask, known)
+    mask = with_numbers(mask, known)
     rest, tables = split_tables(mask)
     if tables is not build.TRUE:
         alone = classify(rest, tiling.reduced(rest), known).matrix()
@@ -123,7 +123,7 @@ def of_matrix(classes: Array) -> Classes:
     return _kept((batch, heads, rows, columns), iter((whole,)))
 
 
-def _with_numbers(mask: Expr, known: Known) -> Expr:
+def with_numbers(mask: Expr, known: Known) -> Expr:
     """The mask with the integers of the call in it: divisors and factors that are numbers say more."""
     return _substituted(mask, tuple(known.scalars.items())) if known.scalars else mask
 

@@ -183,6 +183,22 @@ class ArraySummary:
         return int(part.min()), int(part.max())
 
 
+@dataclass(frozen=True, slots=True)
+class UnreadFlags:
+    """The summary of a bool tensor that nobody looks into: every element may be either."""
+
+    shape: tuple[int, ...]
+
+    def range(self, indices: tuple[Interval, ...]) -> Interval:
+        return _filled(0, 1)
+
+    def order(self, length: int) -> Order | None:
+        return None
+
+    def changes(self) -> tuple[Array, Array]:
+        raise NotImplementedError("the flags were not read")
+
+
 def _order(rows: Array, row: Array, element: Array, length: int) -> Order | None:
     row, element = row[element < length], element[element < length]
     rises = rows[row, element] > rows[row, element - 1]

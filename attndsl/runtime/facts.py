@@ -20,7 +20,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from attndsl.analysis.bounds import Strategy
 from attndsl.analysis.intervals import Known
 from attndsl.analysis.obligations import Obligation, call_box, check_call
-from attndsl.analysis.summaries import Summary
+from attndsl.analysis.summaries import Summary, UnreadFlags
+from attndsl.analysis.tiling import Tiling
 from attndsl.diagnostics import CallError, fail
 from attndsl.ir import build
 from attndsl.ir.nodes import Load, postorder
@@ -29,8 +30,9 @@ from attndsl.runtime.arguments import Call
 from attndsl.runtime.checks import settle
 from attndsl.runtime.grants import Grants, grants_of
 from attndsl.runtime.known import known_values, layouts, summarize
-from attndsl.runtime.planner import plan_blocks
+from attndsl.runtime.planner import offsets_of, plan_blocks
 from attndsl.runtime.requirements import check_requirements
+from attndsl.runtime.routed import routed_table, tables_in
 from attndsl.runtime.tables import TABLES, Lists, TileTable
 
 REMEMBERED = 256
@@ -119,26 +121,51 @@ class FactBook:
     ) -> TileTable | None:
         """What a kernel visits, for tiles of `block` = (queries, keys); none where it walks all tiles."""
         if (block, lists) not in facts.tables:
-            values = dict(call.values)
-            tiles = plan_blocks(
-                program,
-                values,
-                call.q_len,
-                call.kv_len,
-                batch=call.batch,
-                heads=call.heads,
-                block=block,
-                q_offset=call.q_offset,
-                known=self.known(program, values),
-            )
-            is_table = tiles.walk is Strategy.TABLE or lists is Lists.DIAGONALS
-            table = TABLES[lists](tiles.tiles, tiles.tiling, call.q.device) if is_table else None
-            facts.tables[block, lists] = table
+            routed = self._routed(program, call, block) if lists is Lists.KEYS else None
+            facts.tables[block, lists] = self._planned(program, call, block, lists) if routed is None else routed
         return facts.tables[block, lists]
+
+    def _routed(self, program: Variant, call: Call, block: tuple[int, int]) -> TileTable | None:
+        """The table made where the one captured table of blocks lies; `None` where the mask is of another form."""
+        names, offset = tables_in(program.mask), offsets_of(call.q_offset)
+        if len(names) != 1 or program.order is not None or 0 in (call.batch, call.heads, call.q_len, call.kv_len):
+            return None
+        table = call.values[names[0]]
+        assert isinstance(table, Tensor)
+        tiling = Tiling(call.batch, call.heads, call.q_len, call.kv_len, block, offset)
+        return routed_table(program.mask, table, tiling, self._unread(program, dict(call.values)))
+
+    def _planned(self, program: Variant, call: Call, block: tuple[int, int], lists: Lists) -> TileTable | None:
+        values = dict(call.values)
+        tiles = plan_blocks(
+            program,
+            values,
+            call.q_len,
+            call.kv_len,
+            batch=call.batch,
+            heads=call.heads,
+            block=block,
+            q_offset=call.q_offset,
+            known=self.known(program, values),
+        )
+        is_table = tiles.walk is Strategy.TABLE or lists is Lists.DIAGONALS
+        return TABLES[lists](tiles.tiles, tiles.tiling, call.q.device) if is_table else None
 
     def known(self, variant: Variant, values: dict[str, int | float | Tensor]) -> Known:
         """What analysis may know of the values, summaries remembered by tensor version."""
         return known_values(variant, values, self._summary)
+
+    def _unread(self, variant: Variant, values: dict[str, int | float | Tensor]) -> Known:
+        """The same with tables of blocks left where they are: all they decide is which tiles are walked."""
+        names = tables_in(variant.mask)
+        tables = [value for name in names if isinstance(value := values.get(name), Tensor)]
+
+        def summary(tensor: Tensor) -> Summary:
+            if any(tensor is table for table in tables):
+                return UnreadFlags(tuple(tensor.shape))
+            return self._summary(tensor)
+
+        return known_values(variant, values, summary)
 
     def _summary(self, tensor: Tensor) -> Summary:
         version = _version(tensor)
@@ -161,7 +188,7 @@ class FactBook:
         """The facts, and whether the values of float tensors had a part in them."""
         values = dict(call.values)
         check_requirements(source, values, call.q_len, call.kv_len, call.q_offset)
-        known = self.known(source, values)
+        known = self._unread(source, values)
         offsets = _offset_range(call.q_offset)
         box = call_box(call.batch, call.heads, call.q_len, call.kv_len, offsets)
         places = layouts(source, values)

@@ -130,7 +130,7 @@ def plan_blocks(
     `known` hands in what the caller keeps of the values (summaries of captured tensors).
     """
     check_requirements(variant, values, q_len, kv_len, q_offset)
-    offsets = _offsets(q_offset)
+    offsets = offsets_of(q_offset)
     tiling = Tiling(batch, heads, q_len, kv_len, block, offsets).reduced(variant.mask)
     known = known_values(variant, values) if known is None else known
     tiles = classify(variant.mask, tiling, known)
@@ -143,7 +143,7 @@ def plan_blocks(
     return BlockPlan(strategy, _reasons(variant.mask, tiles.exact), variant, values, tiling, tiles)
 
 
-def _offsets(q_offset: int | Tensor) -> Array:
+def offsets_of(q_offset: int | Tensor) -> Array:
     """One, or one for each batch."""
     if isinstance(q_offset, Tensor):
         return np.asarray(q_offset.to("cpu", torch.int64).reshape(-1).numpy())

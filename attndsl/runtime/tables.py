@@ -48,17 +48,21 @@ def build_table(classes: Classes, tiling: Tiling, device: torch.device) -> TileT
     batch, heads, rows, _ = classes.shape
     parts = [_records(part, tiling) for part in classes.parts()]
     records = np.concatenate([np.zeros((0, 3), np.int32), *(found for found, _ in parts)])
+    starts = np.zeros(batch * heads * rows + 1, np.int32)
+    np.cumsum(np.concatenate([np.zeros(0, np.int64), *(counts for _, counts in parts)]), out=starts[1:])
+    found, rows_at = (torch.from_numpy(part).to(device) for part in (records, starts))
+    return listed(found, rows_at, (batch, heads, rows))
+
+
+def listed(records: Tensor, rows: Tensor, shape: tuple[int, int, int]) -> TileTable:
+    """The table of these records over [B', H', query tiles], unless there are too many."""
     if len(records) > MAX_RECORDS:
         message = f"a table of {len(records)} runs of key tiles is too large, at most {MAX_RECORDS} are listed"
         help_ = "split the batch, or the heads, into several calls"
         raise fail(CallError, "table-too-large", message, None, help=help_)
-    starts = np.zeros(batch * heads * rows + 1, np.int32)
-    np.cumsum(np.concatenate([np.zeros(0, np.int64), *(counts for _, counts in parts)]), out=starts[1:])
+    batch, heads, tiles = shape
     return TileTable(
-        torch.from_numpy(records).to(device),
-        torch.from_numpy(starts).to(device),
-        batch_stride=heads * rows if batch > 1 else 0,
-        head_stride=rows if heads > 1 else 0,
+        records, rows, batch_stride=heads * tiles if batch > 1 else 0, head_stride=tiles if heads > 1 else 0
     )
 
 
