@@ -14,8 +14,10 @@ from strategies import Case, affine_masks, affine_unions, mask_cases
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, create_mask
 
+import attndsl as ad
 from attndsl.frontend import normalizers
 from attndsl.frontend.builder import Builder
+from attndsl.frontend.parse import parse
 from attndsl.ir import build
 from attndsl.ir.nodes import Expr
 from attndsl.ir.ops import Op
@@ -214,3 +216,37 @@ def test_block_masks_agree_with_flex_attention(mask: Expr) -> None:
     wanted = create_block_mask(mask_mod, 1, 2, 300, 290, device="cpu")
     assert (found.to_dense() == wanted.to_dense()).all()
     assert (found.full_kv_num_blocks == wanted.full_kv_num_blocks).all()
+
+
+def test_captured_tensors_that_change_length() -> None:
+    doc = torch.arange(200, dtype=torch.int32) // 37
+    subject = ad.attention(mask_mod=ad.masks.document(doc=doc))
+    subject.plan(200, block=(16, 16))
+    doc.resize_(100)
+    with pytest.raises(ad.DiagnosticError) as caught:
+        subject.plan(200, block=(16, 16))
+    assert {diagnostic.code for diagnostic in caught.value.diagnostics} == {"index-out-of-bounds"}
+    for longer in (torch.arange(100) // 9, torch.arange(300) // 50):
+        doc.data = longer.int()
+        fresh = ad.attention(mask_mod=ad.masks.document(doc=doc.clone()))
+        length = len(longer)
+        assert torch.equal(subject.plan(length, block=(16, 16)).classes(), fresh.plan(length, block=(16, 16)).classes())
+
+
+@pytest.mark.parametrize("text", ["q_idx * kv_idx < 8589934592", "q_idx * kv_idx % 7 < 3", "q_idx * q_idx > kv_idx"])
+def test_products_beyond_32_bits_do_not_wrap(text: str) -> None:
+    (variant,) = parse(f"attention a {{ mask {text} }}")
+    start = 2**31 - 40
+    plan = plan_blocks(run_passes(variant), {}, 100, 90, block=(16, 16), q_offset=start)
+    truth = counted(live_pairs(variant, {}, batch=1, heads=1, q_len=100, kv_len=90, q_offset=start), (16, 16))
+    assert (plan.classes() == truth).all()
+
+
+def test_a_router_that_selects_nothing() -> None:
+    q = torch.randn(1, 2, 64, 8, generator=torch.Generator().manual_seed(0))
+    route = ad.router(block=(16, 16), select=ad.routers.threshold(torch.inf), keep=(), causal=False)
+    table = route(q, q)
+    assert not table.live.any()
+    subject = ad.attention(mask_mod=ad.masks.causal)
+    assert subject.plan(64, heads=2, block=(16, 16), blocks=table).counts == {"full": 0, "partial": 0, "empty": 2 * 16}
+    assert not subject.reference(q, q, q, blocks=route).any()
