@@ -62,7 +62,7 @@ class KeysText(TileText):
     def __init__(self, plan: KernelPlan) -> None:
         moves = [*(part.rescale for part in plan.statistics), *(part.rescale for part in plan.products)]
         self.rescales = tuple(dict.fromkeys(move for move in moves if move is not None))
-        sink = () if plan.streaming.sink is None else (plan.streaming.sink,)
+        sink = () if plan.streaming.sink is None or not plan.at_end else (plan.streaming.sink,)
         peaks = (part.integrand for part in plan.maxima)
         super().__init__(
             plan, (plan.mask, plan.score, *peaks, *plan.pair_values, *self.rescales, *plan.at_end, *plan.bracket, *sink)

@@ -68,7 +68,9 @@ class QueriesText(TileText):
             mirrors=plan.mirrors,
             widen=self.base,
             k_load=load_text("k_tile", *self.d_mask("offs_d[None, :]", spec.head_dim)),
-            v_load=load_text("v_tile", *self.d_mask(f"{self.offs_dv}[None, :]", spec.v_head_dim)),
+            v_load=load_text("v_tile", *self.d_mask(f"{self.offs_dv}[None, :]", spec.v_head_dim))
+            if plan.reads_gradient
+            else "",
             widen_head="",
             column_lines=tuple(self._column_lines()),
         )

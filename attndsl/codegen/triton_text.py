@@ -220,10 +220,10 @@ class TileText:
         has_live = not full or self.plan.hides_keys
         for value, name in self.value_names().items():
             text = self.printer.named(value, names, loads)
+            is_spread = scope_of(axes_of(value)) is not Scope.TILE
+            text = f"tl.zeros_like(s) + {text}" if is_spread else text
             if has_live and not self.vanishes(value):
                 yield f"{name} = tl.where(live, {text}, 0.0)"
-            elif scope_of(axes_of(value)) is not Scope.TILE:
-                yield f"{name} = tl.zeros_like(s) + {text}"
             elif text != name:
                 yield f"{name} = {text}"
 

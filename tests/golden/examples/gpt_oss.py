@@ -178,8 +178,8 @@ def forward(
     l_i = l_i * alpha
     acc = acc * alpha[:, None]
     m_i = m_new
-    row_1 = tl.exp2((sink_h - m_i) * LOG2E) + l_i
-    out = acc / row_1[:, None]
+    divisor = tl.exp2((sink_h - m_i) * LOG2E) + l_i
+    out = acc / divisor[:, None]
     out_tile = Out + offs_m[:, None].to(tl.int64) * stride_om + offs_d[None, :] * stride_od
     tl.store(out_tile, out.to(Out.dtype.element_ty), mask=row_ok[:, None])
-    tl.store(Lse + row_base + offs_m, m_i + tl.log(row_1), mask=row_ok)
+    tl.store(Lse + row_base + offs_m, m_i + tl.log(divisor), mask=row_ok)
