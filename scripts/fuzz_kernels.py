@@ -1,7 +1,8 @@
 """Random programs through their kernels for as long as you like: `python scripts/fuzz_kernels.py N [SEED]`.
 
-Prints every program whose kernel differs from the float64 reference, as text that can be pasted, and the census of the
-tiles met. Kernels run in Triton's interpreter; no GPU is needed.
+Forward and backward, softmax and normalizers nobody has heard of. Prints every program whose output or gradient differs
+from the float64 reference, by the way the keys are walked, or by NaN where nothing looks, as text that can be pasted,
+and the census of the tiles met. Kernels run in Triton's interpreter; no GPU is needed.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ os.environ["TRITON_INTERPRET"] = "1"
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from census import Census
+from gradients import check_gradient_case, has_gradients
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
-from launches import TILE, check_case
+from launches import TILE, check_case, streams
+from normalizers import row
 from strategies import Case, affine_masks, cases, mask_cases
 
 from attndsl.reference import live_pairs
@@ -25,7 +28,10 @@ from attndsl.runtime.tiles import TileShape
 
 TILES = (TILE, TileShape(32, 16, 4, 1), TileShape(16, 64, 4, 1))
 CALLS = {"max_programs": 4, "tensor_offsets": True}
-PROGRAMS = st.one_of(cases(**CALLS), cases(**CALLS), mask_cases(**CALLS), affine_masks(**CALLS))
+SMALL = {"max_programs": 4, "max_length": 33, "tensor_offsets": True}
+PROGRAMS = st.one_of(
+    cases(**CALLS), cases(weights=True, **SMALL), cases(row=row, **SMALL), mask_cases(**CALLS), affine_masks(**CALLS)
+)
 BATCH = 50
 """Examples of one hypothesis run: its examples come from one seed."""
 
@@ -52,9 +58,13 @@ def _batch(start: int, count: int, census: Census) -> int:
     )
     @given(PROGRAMS, st.sampled_from(TILES))
     def run(case: Case, tile: TileShape) -> None:
+        if not streams(case):
+            return
         census.add(live_pairs(case.variant, case.values, **case.grid))
         try:
             check_case(case, tile)
+            if has_gradients(case):
+                check_gradient_case(case, tile)
         except Exception:
             failures.append(case)
             print(f"{traceback.format_exc()}\nseed {start}, {tile}{case!r}", flush=True)

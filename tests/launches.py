@@ -17,6 +17,7 @@ from strategies import Case
 from torch import Tensor
 
 from attndsl.analysis.bounds import Strategy, choose_strategy
+from attndsl.analysis.streaming import Streaming, stream
 from attndsl.compiler import Compilation
 from attndsl.execution import Kernels, NativeKernels
 from attndsl.frontend.parse import parse
@@ -163,6 +164,11 @@ def compare(rows: launch.Rows, expected: Result, tolerance: float, note: str, st
         if rows.lse is not None:
             assert_rows_close(rows.lse[..., None], expected.lse[..., None], tolerance, f"lse, {note}")
         assert_rows_close(rows.max_score[..., None], expected.max_score[..., None], tolerance, f"max_score, {note}")
+
+
+def streams(case: Case) -> bool:
+    """Whether kernels take a program at all; what they refuse, the reference computes."""
+    return isinstance(stream(Compilation(case.variant).program), Streaming)
 
 
 def check_case(case: Case, tile: TileShape | None = TILE) -> None:

@@ -143,8 +143,8 @@ class Derivation:
     def captured(self, spec: Specialisation, structure: Structure) -> dict[str, Load]:
         """The elements of the tensors whose gradients are asked for, of one structure, by the names of their sums."""
         loads = (load for load in self.cotangents if isinstance(load, Load) and load.tensor in spec.gradients)
-        found = (load for load in loads if structure_of(load) is structure)
-        return {f"d_{load.tensor}_{number}": load for number, load in enumerate(found)}
+        named = {f"d_{load.tensor}_{number}": load for number, load in enumerate(loads)}
+        return {name: load for name, load in named.items() if structure_of(load) is structure}
 
 
 def plan_kernel(derivation: Derivation, name: str, spec: Specialisation) -> KernelPlan:
