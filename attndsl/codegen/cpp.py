@@ -30,6 +30,7 @@ class Pass:
 
     comment: str
     scale: str
+    plain: bool
     stores: bool
     open_lines: tuple[str, ...]
     score_lines: tuple[str, ...]
@@ -240,6 +241,7 @@ class _Forward:
         return Pass(
             comment="// Row statistics and the output." if is_last else "// Row statistics.",
             scale="" if self.late else " * sm_scale",
+            plain=self.late,
             stores=not self.late,
             open_lines=tuple(self._open_lines(maxima, {part.name for part in sums})),
             score_lines=tuple(self._score_lines()),
@@ -373,7 +375,7 @@ class _Weights:
         for part in self.sums:
             yield f"{part.name}_tile = {part.name}_tile + {names[part.integrand]};"
         for place, value in enumerate(self.values):
-            yield f"store(w.products.weights({place}, j, i), {names[value]});"
+            yield f"weights[{place}][e] = {names[value]};"
 
     def _value(self, value: Expr) -> str:
         kernel = self.kernel
