@@ -1,7 +1,7 @@
-"""Random programs through their kernels for as long as you like: `python scripts/fuzz_kernels.py N [SEED]`.
+"""Random programs through their kernels for as long as you like: `python scripts/fuzz_kernels.py N [SEED] [native]`.
 
 Prints every program whose kernel differs from the float64 reference, as text that can be pasted, and the census of the
-tiles met. Kernels run in Triton's interpreter; no GPU is needed.
+tiles met. Kernels are native ones, or run in Triton's interpreter; no GPU is needed.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import sys
 import traceback
 from pathlib import Path
 
-os.environ["TRITON_INTERPRET"] = "1"
+os.environ["TRITON_INTERPRET"] = "0" if sys.argv[-1] == "native" else "1"
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from census import Census
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
-from launches import TILE, check_case
+from launches import INTERPRETING, TILE, check_case
 from strategies import Case, affine_masks, cases, mask_cases
 
 from attndsl.reference import live_pairs
 from attndsl.runtime.tiles import TileShape
 
-TILES = (TILE, TileShape(32, 16, 4, 1), TileShape(16, 64, 4, 1))
-CALLS = {"max_programs": 4, "tensor_offsets": True}
+TILES = (TILE, TileShape(32, 16, 4, 1), TileShape(16, 64, 4, 1)) if INTERPRETING else (TILE,)
+CALLS = {"max_programs": 4, "tensor_offsets": True, "max_length": 129 if INTERPRETING else 257}
 PROGRAMS = st.one_of(cases(**CALLS), cases(**CALLS), mask_cases(**CALLS), affine_masks(**CALLS))
 BATCH = 50
 """Examples of one hypothesis run: its examples come from one seed."""
@@ -51,7 +51,7 @@ def _batch(start: int, count: int, census: Census) -> int:
         suppress_health_check=list(HealthCheck),
     )
     @given(PROGRAMS, st.sampled_from(TILES))
-    def run(case: Case, tile: TileShape) -> None:
+    def run(case: Case, tile: TileShape | None) -> None:
         census.add(live_pairs(case.variant, case.values, **case.grid))
         try:
             check_case(case, tile)
@@ -64,5 +64,5 @@ def _batch(start: int, count: int, census: Census) -> int:
 
 
 if __name__ == "__main__":
-    arguments = [int(argument) for argument in sys.argv[1:]]
+    arguments = [int(argument) for argument in sys.argv[1:] if argument != "native"]
     sys.exit(min(1, main(arguments[0] if arguments else 200, arguments[1] if len(arguments) > 1 else 0)))
