@@ -292,11 +292,9 @@ def test_names_the_kernel_wants_for_itself(start: int) -> None:
     words = _words()[start : start + AT_ONCE]
     scalars, tensors = words[::2], words[1::2]
     params = [f"{word}: int" for word in scalars] + [f"{word}: tensor[N]" for word in tensors]
-    total = " + ".join(
-        [f"float({word} * kv_idx) / 1024.0" for word in scalars] + [f"{word}[kv_idx]" for word in tensors]
-    )
+    terms = [f"float({word} * kv_idx) / 1024.0" for word in scalars] + [f"{word}[kv_idx]" for word in tensors]
     bound = " and ".join(f"kv_idx <= q_idx + {word}" for word in scalars)
-    text = f"attention t({', '.join(params)}) {{ score score + {total} mask {bound} }}"
+    text = f"attention t({', '.join(params)}) {{ score score + {' + '.join(terms)} mask {bound} }}"
     values = {word: place for place, word in enumerate(scalars)} | {word: torch.randn(20) for word in tensors}
     check(program(text, **values), *inputs(q_len=20), tile=TILE)
 
