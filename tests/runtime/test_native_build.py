@@ -257,6 +257,7 @@ def test_a_library_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> Non
     def refused(path: str) -> None:
         raise OSError("failed to map segment from shared object")
 
+    library(TEXT, "answer")
     monkeypatch.setattr(ctypes, "CDLL", refused)
     with pytest.raises(UnsupportedError, match="kernel-not-loadable") as caught:
         load_function(TEXT, "answer")

@@ -111,7 +111,7 @@ def _macros(command: tuple[str, ...]) -> bytes:
 def _grants_matrix_registers() -> bool:
     """Whether the system lets this process use AMX, which Linux asks for first and sandboxes may refuse."""
     arch_prctl, request, tiles = 158, 0x1023, 18
-    return ctypes.CDLL(None).syscall(arch_prctl, request, tiles) == 0
+    return bool(ctypes.CDLL(None).syscall(arch_prctl, request, tiles) == 0)
 
 
 def _run(command: tuple[str, ...]) -> bytes:
