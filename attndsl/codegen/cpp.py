@@ -152,9 +152,9 @@ class _Forward:
         streaming = self.streaming
         yield from self._integrands()
         yield from (term.factor for term in streaming.terms)
-        yield from (part.rescale for part in (*streaming.terms, *streaming.statistics) if part.rescale is not None)
+        rescales = (*(term.rescale for term in streaming.terms), *(part.rescale for part in streaming.statistics))
         yield streaming.weight
-        yield from (extra for extra in (streaming.lse, streaming.sink) if extra is not None)
+        yield from (extra for extra in (*rescales, streaming.lse, streaming.sink) if extra is not None)
 
     def _integrands(self) -> Iterator[Expr]:
         """What is summed over the keys."""
@@ -280,7 +280,7 @@ class _Forward:
                 yield f"const vreal {_shift(part)}_2 = {_shift(part)} * LOG2E;"
             yield f"w.{part.name}[i] = {new};"
         factors: dict[Expr, str] = {}
-        for rescale in (part.rescale for part in (*sums, *terms)):
+        for rescale in (*(part.rescale for part in sums), *(term.rescale for term in terms)):
             if rescale is not None and rescale not in factors:
                 factors[rescale] = f"alpha_{len(factors)}" if factors else "alpha"
                 yield f"const vreal {factors[rescale]} = {self._rescale(rescale, maxima)};"
@@ -301,8 +301,8 @@ class _Forward:
                 shift = next(_shift(part) for part in maxima if part.name == old)
                 return f"exp2_flushing(({old} - {shift}) * LOG2E)"
             case _:
-                names = {**self.row_names, **{part.value: part.name for part in maxima}}
-                names |= {part.grown: _shift(part) for part in maxima}
+                names: dict[Expr, str] = {part.value: part.name for part in maxima}
+                names |= {part.grown: _shift(part) for part in maxima} | self.row_names
                 return f"vreal({self.printer.named(rescale, names, self.loads)})"
 
     def exponential_of(self, value: Expr, maxima: list[Statistic]) -> str | None:
@@ -336,9 +336,14 @@ class _Forward:
             return
         for place, term in enumerate(streaming.terms):
             factor = self.printer.named(term.factor, names, self.loads)
-            yield f"const vreal {_factor(place)} = unless_infinite(vreal({factor}));"
+            yield f"const vreal {_factor(place)} = {self._of_live_rows(factor)};"
         if streaming.lse is not None:
             yield f"const vreal lse = vreal({self.printer.named(streaming.lse, names, self.loads)});"
+
+    def _of_live_rows(self, factor: str) -> str:
+        """0 for a row without a live key, and where the divisor is 0."""
+        text = f"unless_infinite(vreal({factor}))"
+        return f"select(lanes_of(w.alive[i]), {text}, vreal(0))" if self.plan.guards_rows else text
 
     def _sink_lines(self, sink: Expr) -> Iterator[str]:
         """The sink joins the divisor after the keys, so that m_i stays the maximum of the scores until then."""
@@ -382,9 +387,9 @@ class _Weights:
         exponential = kernel.exponential_of(value, self.maxima)
         if exponential is not None:
             return exponential
-        names = {part.value: part.name for part in kernel.streaming.statistics}
-        names |= {part.value: _shift(part) for part in self.maxima}
-        text = kernel.printer.named(value, {**kernel.row_names, **names}, kernel.loads)
+        names: dict[Expr, str] = {part.value: part.name for part in kernel.streaming.statistics}
+        names |= {part.value: _shift(part) for part in self.maxima} | kernel.row_names
+        text = kernel.printer.named(value, names, kernel.loads)
         return f"select(s == vreal(-INF), vreal(0), vreal({text}))"
 
 
