@@ -1,8 +1,8 @@
-"""Random programs through their kernels for as long as you like: `python scripts/fuzz_kernels.py N [SEED]`.
+"""Random programs through their kernels for as long as you like: `python scripts/fuzz_kernels.py N [SEED] [native]`.
 
 Forward and backward, softmax and normalizers nobody has heard of. Prints every program whose output or gradient differs
 from the float64 reference, by the way the keys are walked, or by NaN where nothing looks, as text that can be pasted,
-and the census of the tiles met. Kernels run in Triton's interpreter; no GPU is needed.
+and the census of the tiles met. Kernels are native ones, forward only, or run in Triton's interpreter: no GPU needed.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ import sys
 import traceback
 from pathlib import Path
 
-os.environ["TRITON_INTERPRET"] = "1"
+os.environ["TRITON_INTERPRET"] = "0" if sys.argv[-1] == "native" else "1"
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from census import Census
 from gradients import check_gradient_case, has_gradients
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
-from launches import TILE, check_case, streams
+from launches import INTERPRETING, TILE, check_case, streams
 from normalizers import row
 from strategies import Case, affine_masks, cases, mask_cases
 
 from attndsl.reference import live_pairs
 from attndsl.runtime.tiles import TileShape
 
-TILES = (TILE, TileShape(32, 16, 4, 1), TileShape(16, 64, 4, 1))
-CALLS = {"max_programs": 4, "tensor_offsets": True}
+TILES = (TILE, TileShape(32, 16, 4, 1), TileShape(16, 64, 4, 1)) if INTERPRETING else (TILE,)
+CALLS = {"max_programs": 4, "tensor_offsets": True, "max_length": 129 if INTERPRETING else 257}
 SMALL = {"max_programs": 4, "max_length": 33, "tensor_offsets": True}
 PROGRAMS = st.one_of(
     cases(**CALLS), cases(weights=True, **SMALL), cases(row=row, **SMALL), mask_cases(**CALLS), affine_masks(**CALLS)
@@ -57,13 +57,13 @@ def _batch(start: int, count: int, census: Census) -> int:
         suppress_health_check=list(HealthCheck),
     )
     @given(PROGRAMS, st.sampled_from(TILES))
-    def run(case: Case, tile: TileShape) -> None:
+    def run(case: Case, tile: TileShape | None) -> None:
         if not streams(case):
             return
         census.add(live_pairs(case.variant, case.values, **case.grid))
         try:
             check_case(case, tile)
-            if has_gradients(case):
+            if INTERPRETING and has_gradients(case):
                 check_gradient_case(case, tile)
         except Exception:
             failures.append(case)
@@ -74,5 +74,5 @@ def _batch(start: int, count: int, census: Census) -> int:
 
 
 if __name__ == "__main__":
-    arguments = [int(argument) for argument in sys.argv[1:]]
+    arguments = [int(argument) for argument in sys.argv[1:] if argument != "native"]
     sys.exit(min(1, main(arguments[0] if arguments else 200, arguments[1] if len(arguments) > 1 else 0)))

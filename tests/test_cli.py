@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
-from attndsl.cli import main
+from attndsl.cli import DTYPES, main
 from attndsl.frontend.parse import parse
 from attndsl.ir.fingerprint import fingerprint
+from attndsl.loading import load
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 GPT_OSS = str(EXAMPLES / "gpt_oss.attn")
@@ -75,6 +77,14 @@ def test_show_triton_is_python() -> None:
 
 def test_show_plan() -> None:
     assert "64" in attndsl("show", GPT_OSS, "--stage", "plan", "--head-dim", "64").stdout
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32", "fp64"])
+def test_show_prints_the_cpp_of_an_attention(dtype: str) -> None:
+    printed = attndsl("show", GPT_OSS, "--stage", "cpp", "--head-dim", "64", "--dtype", dtype).stdout
+    assert 'extern "C"' in printed
+    assert f"#define ATTNDSL_REAL {'double' if dtype == 'fp64' else 'float'}" in printed
+    assert printed == load(GPT_OSS).gpt_oss.source(target="cpp", head_dim=64, dtype=getattr(torch, DTYPES[dtype]))
 
 
 def test_show_of_a_python_object(module: str) -> None:
@@ -174,6 +184,7 @@ def test_an_object_that_is_no_attention(module: str) -> None:
         ("plan", GPT_OSS, "--q-len", "8", "--block", "16"),
         ("show", GPT_OSS, "--after", "fold_constants"),
         ("show", GPT_OSS, "--head-dim", "0"),
+        ("show", GPT_OSS, "--stage", "triton", "--dtype", "fp64"),
     ],
 )
 def test_options_that_make_no_sense(arguments: tuple[str, ...]) -> None:
@@ -186,6 +197,7 @@ def test_options_that_make_no_sense(arguments: tuple[str, ...]) -> None:
         ("plan", GPT_OSS, "--q-len", "8", "--set", "breadth=3"),
         ("show", GPT_OSS, "--stage", "ir", "--after", "no_such_pass"),
         ("show", GPT_OSS, "--stage", "triton", "--kernel", "sideways"),
+        ("show", GPT_OSS, "--stage", "cpp", "--kernel", "sideways"),
         ("compile", GPT_OSS, "--target", "abacus"),
         ("plan", GPT_OSS, "--q-len", "8"),
     ],

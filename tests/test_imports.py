@@ -19,7 +19,7 @@ def loaded_after(program: str) -> set[str]:
     return set(run.stderr.split())
 
 
-@pytest.mark.parametrize("stage", ["text", "ir", "plan", "triton"])
+@pytest.mark.parametrize("stage", ["text", "ir", "plan", "triton", "cpp"])
 def test_show_reads_text_without_torch_and_triton(stage: str) -> None:
     arguments = ["show", str(EXAMPLES / "gemma2.attn:gemma2"), "--stage", stage]
     program = f"from attndsl.cli import main; main({arguments!r}, standalone_mode=False)"

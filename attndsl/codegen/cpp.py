@@ -30,6 +30,7 @@ class Pass:
 
     comment: str
     scale: str
+    plain: bool
     stores: bool
     open_lines: tuple[str, ...]
     score_lines: tuple[str, ...]
@@ -240,6 +241,7 @@ class _Forward:
         return Pass(
             comment="// Row statistics and the output." if is_last else "// Row statistics.",
             scale="" if self.late else " * sm_scale",
+            plain=self.late,
             stores=not self.late,
             open_lines=tuple(self._open_lines(maxima, {part.name for part in sums})),
             score_lines=tuple(self._score_lines()),
@@ -299,8 +301,8 @@ class _Forward:
                 shift = next(_shift(part) for part in maxima if part.name == old)
                 return f"exp2_flushing(({old} - {shift}) * LOG2E)"
             case _:
-                names: dict[Expr, str] = {**self.row_names, **{part.value: part.name for part in maxima}}
-                names |= {part.grown: _shift(part) for part in maxima}
+                names: dict[Expr, str] = {part.value: part.name for part in maxima}
+                names |= {part.grown: _shift(part) for part in maxima} | self.row_names
                 return f"vreal({self.printer.named(rescale, names, self.loads)})"
 
     def exponential_of(self, value: Expr, maxima: list[Statistic]) -> str | None:
@@ -337,9 +339,14 @@ class _Forward:
             factor = f"vreal({self.printer.named(term.factor, names, self.loads)})"
             if term.rescale in sunk:
                 factor = f"{factor} * {sunk[term.rescale]}"
-            yield f"const vreal {_factor(place)} = unless_infinite({factor});"
+            yield f"const vreal {_factor(place)} = {self._of_live_rows(factor)};"
         if streaming.lse is not None:
             yield f"const vreal lse = vreal({self.printer.named(streaming.lse, names, self.loads)});"
+
+    def _of_live_rows(self, factor: str) -> str:
+        """0 for a row without a live key, and where the divisor is 0."""
+        text = f"unless_infinite({factor})"
+        return f"select(lanes_of(w.alive[i]), {text}, vreal(0))" if self.plan.guards_rows else text
 
     def _rescales(self) -> dict[Expr, str]:
         """The names of what sums and accumulators are multiplied by when a maximum grows."""
@@ -387,7 +394,7 @@ class _Weights:
         for part in self.sums:
             yield f"{part.name}_tile = {part.name}_tile + {names[part.integrand]};"
         for place, value in enumerate(self.values):
-            yield f"store(w.products.weights({place}, j, i), {names[value]});"
+            yield f"weights[{place}][e] = {names[value]};"
 
     def _value(self, value: Expr) -> str:
         kernel = self.kernel
@@ -395,8 +402,8 @@ class _Weights:
         if exponential is not None:
             return exponential
         names: dict[Expr, str] = {part.value: part.name for part in kernel.streaming.statistics}
-        names |= {part.value: _shift(part) for part in self.maxima}
-        text = kernel.printer.named(value, {**kernel.row_names, **names}, kernel.loads)
+        names |= {part.value: _shift(part) for part in self.maxima} | kernel.row_names
+        text = kernel.printer.named(value, names, kernel.loads)
         return f"select(s == vreal(-INF), vreal(0), vreal({text}))"
 
 

@@ -3,8 +3,8 @@
     extern "C" int forward(const Arguments* arguments, Parallel parallel, int threads);
 
 In: a plan. Out: its `Argument`s, from which the printer writes `struct Arguments` and the launcher packs the record.
-`Parallel` runs tasks 0 to n - 1 on up to `threads` threads (`templates/cpp_pool.cpp`). A kernel returns 0, or 1 where
-it got no memory to work in. Strides are in elements.
+`Parallel` runs tasks 0 to n - 1 on up to `threads` threads (`templates/cpp_pool.cpp`). A kernel returns 0, 1 where
+it got no memory to work in, 2 where it got no matrix registers. Strides are in elements.
 """
 
 from __future__ import annotations

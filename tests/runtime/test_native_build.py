@@ -257,10 +257,22 @@ def test_a_library_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> Non
     def refused(path: str) -> None:
         raise OSError("failed to map segment from shared object")
 
+    library(TEXT, "answer")
     monkeypatch.setattr(ctypes, "CDLL", refused)
     with pytest.raises(UnsupportedError, match="kernel-not-loadable") as caught:
         load_function(TEXT, "answer")
     assert "ATTNDSL_CACHE_DIR" in str(caught.value)
+
+
+def test_matrix_registers_that_are_not_granted_are_not_compiled_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilers, "_grants_matrix_registers", lambda: False)
+    monkeypatch.setattr(compilers, "_macros", lambda command: b"#define __AMX_TILE__ 1" + " ".join(command).encode())
+    refused = compiler()
+    compilers._compiler.cache_clear()
+    monkeypatch.setattr(compilers, "_grants_matrix_registers", lambda: True)
+    granted = compiler()
+    assert refused.command == (*granted.command, "-mno-amx-tile", "-mno-amx-bf16", "-mno-amx-int8")
+    assert refused.identity != granted.identity
 
 
 def test_a_process_loads_a_function_once(folder: Path) -> None:

@@ -39,7 +39,7 @@ FLOATS: dict[str, tuple[float, Callable[[Tensor], Tensor]]] = {
     "cos": (1.0, torch.cos),
     "tan": (1.0, torch.tan),
 }
-"""The largest error in units of the last place, and what is right in float64."""
+"""The largest error in units of the last place, and what is right in float64; one more unit where nothing is fused."""
 
 OTHERS = {"silu": functional.silu, "gelu": functional.gelu, "exp2_flushing": torch.exp2}
 
@@ -74,6 +74,15 @@ STORAGE_PROBE = """
     for (int64_t i = 0; i < n; i++) put(y + i, x[i]);
 }}
 """
+FUSED_PROBE = """
+extern "C" __attribute__((visibility("default"))) int is_fused() {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+    return 1;
+#else
+    return 0;
+#endif
+}
+"""
 INTEGERS: dict[str, Callable[[int, int], int]] = {
     "floor_divide": lambda a, b: a // b,
     "floor_mod": lambda a, b: a % b,
@@ -96,9 +105,15 @@ def probes(real: str, integer: str) -> ctypes.CDLL:
         second = ("", "") if name in UNARY else (", load(b + i)", ", b[i]")
         parts.append(INTEGER_PROBE.format(entry=ENTRY, name=name, call=name, second=second[0], second_one=second[1]))
     parts.extend(STORAGE_PROBE.format(entry=ENTRY, name=name, element=name) for name in STORAGES)
+    parts.append(FUSED_PROBE)
     defines = f"#define ATTNDSL_REAL {real}\n#define ATTNDSL_INTEGER {integer}\n"
     text = "\n".join((defines, "namespace attndsl {", *map(template_text, HEADERS), *parts, "}"))
     return ctypes.CDLL(str(library(text, "probe")))
+
+
+def is_fused() -> bool:
+    """Whether this CPU multiplies and adds in one rounding."""
+    return bool(probes("float", "int32_t").is_fused())
 
 
 def called(library_: ctypes.CDLL, name: str, result: Tensor, *operands: Tensor) -> Tensor:
@@ -151,6 +166,7 @@ def test_float_functions_are_accurate_everywhere(name: str, kind: str) -> None:
     x = floats()
     error = ulps(called(probes("float", "int32_t"), f"{kind}_{name}", torch.empty_like(x), x), exact(x.double()))
     worst = int(error.argmax())
+    allowed += 0.0 if is_fused() else 1.0
     assert float(error[worst]) <= allowed, f"{name}({float(x[worst])!r}) is off by {float(error[worst])} ulp"
 
 
@@ -185,7 +201,7 @@ def test_the_exponential_of_softmax_flushes() -> None:
     x = torch.linspace(-140.0, 100.0, 64 * 4000)
     found = called(probes("float", "int32_t"), "lanes_exp2_flushing", torch.empty_like(x), x)
     above = x >= -126.0
-    assert float(ulps(found[above], torch.exp2(x[above].double())).max()) <= 1.0
+    assert float(ulps(found[above], torch.exp2(x[above].double())).max()) <= (1.0 if is_fused() else 2.0)
     assert bool((found[x < -126.5] == 0).all())
     ends = torch.tensor([-math.inf, math.nan, -1e30, 0.0] * 16)
     found = called(probes("float", "int32_t"), "lanes_exp2_flushing", torch.empty_like(ends), ends)[:4]

@@ -13,34 +13,42 @@
 
 typedef uint32_t pair;
 
+// 16 bfloats and 16 more as pairs of one of each.
+INLINE vec in_pairs(Raw<short, 32>::type both) {
+    const Raw<short, 32>::type places = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                         8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    return bits_as<vec>(__builtin_ia32_permvarhi512_mask(both, places, both, -1));
+}
+
 // Two vectors of numbers as one of pairs, rounded to bfloats, halves to even.
-INLINE void write_pairs(pair* to, vec even, vec odd) {
-    typedef Raw<short, 32>::type Shorts;
-    const Shorts places = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
-                           8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    auto rounded = bits_as<Shorts>(__builtin_ia32_cvtne2ps2bf16_v32hi(bits_as<Raw<float, 16>::type>(odd),
-                                                                      bits_as<Raw<float, 16>::type>(even)));
-    *(vec*)to = bits_as<vec>(__builtin_ia32_permvarhi512_mask(rounded, places, rounded, -1));
+INLINE vec rounded(vreal even, vreal odd) {
+    return in_pairs(bits_as<Raw<short, 32>::type>(__builtin_ia32_cvtne2ps2bf16_v32hi(
+        bits_as<Raw<float, 16>::type>(odd.part[0]), bits_as<Raw<float, 16>::type>(even.part[0]))));
 }
 
 // Two rows of 16 bfloats as one of pairs.
 INLINE vec zipped(const bfloat* even, const bfloat* odd) {
-    Lanes<uint16_t> low = load((const uint16_t*)even), high = load((const uint16_t*)odd);
-    auto wide = lanes_as<uint32_t>(low) | lanes_as<uint32_t>(high) << Lanes<uint32_t>(16u);
-    return bits_as<vec>(wide.part[0]);
+    typedef Raw<short, 16>::type Half;
+    Half low, high;
+    __builtin_memcpy(&low, even, sizeof(low));
+    __builtin_memcpy(&high, odd, sizeof(high));
+    Raw<short, 32>::type both;
+    __builtin_memcpy(&both, &low, sizeof(low));
+    __builtin_memcpy((char*)&both + sizeof(low), &high, sizeof(high));
+    return in_pairs(both);
 }
 
 struct MatrixProducts {
     static constexpr int GRAIN = 32;
     static constexpr int WIDE = 2;
+    static constexpr int STEP = 2;
     static constexpr int DEPTH = (HEAD_DIM + 31) / 32 * 32;
     static constexpr int V_ROWS = (V_HEAD_DIM + 15) / 16 * 16;
-    static constexpr int ROW = BLOCK_M * 4;
+    static constexpr int ROW = LANES * 4;
 
     alignas(64) pair q[DEPTH / 2 * BLOCK_M];
     alignas(64) real s[BLOCK_N * BLOCK_M];
-    alignas(64) real more[TERMS > 1 ? (TERMS - 1) * BLOCK_N * BLOCK_M : 1];
-    alignas(64) pair p[BLOCK_N / 2 * BLOCK_M];
+    alignas(64) pair p[TERMS * BLOCK_N / 2 * BLOCK_M];
     alignas(64) real acc[TERMS * V_ROWS * BLOCK_M];
     alignas(64) bfloat k[BLOCK_N * DEPTH];
     alignas(64) bfloat v[BLOCK_N * V_ROWS];
@@ -52,6 +60,12 @@ struct MatrixProducts {
         asm volatile("syscall" : "+a"(result) : "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory");
         return result == 0;
     }
+
+    // Panels of the vectors of queries, side by side.
+    MEMBER pair* query(int d, int i) { return q + (i * DEPTH + d) / 2 * LANES; }
+    MEMBER real* score(int key, int i) { return s + (i * BLOCK_N + key) * LANES; }
+    MEMBER pair* weight(int term, int key, int i) { return p + ((term * VECTORS + i) * BLOCK_N + key) / 2 * LANES; }
+    MEMBER real* sum_at(int term, int d, int i) { return acc + ((term * VECTORS + i) * V_ROWS + d) * LANES; }
 
     // Queries of a tile in pairs, transposed; rows past the end are 0.
     void queries(const element* from, int64_t stride, int64_t stride_d, int rows) {
@@ -68,11 +82,11 @@ struct MatrixProducts {
                     for (int e = 0, m = i * LANES; e < LANES && m < rows; e++, m++)
                         __builtin_memcpy(&lines[e], from + m * stride + d, sizeof(vec));
                     transpose(lines);
-                    for (int e = 0; e < LANES; e++) *(vec*)(q + (d / 2 + e) * BLOCK_M + i * LANES) = lines[e];
+                    for (int e = 0; e < LANES; e++) *(vec*)(query(d, i) + e * LANES) = lines[e];
                 }
         for (; d < HEAD_DIM; d++)
             for (int m = 0; m < rows; m++)
-                q[d / 2 * BLOCK_M + m] |= pair(from[m * stride + d * stride_d].bits) << d % 2 * 16;
+                query(d, m / LANES)[m % LANES] |= pair(from[m * stride + d * stride_d].bits) << d % 2 * 16;
     }
 
     // Keys as they lie in memory where whole registers can be read there, else a copy with zeros beyond the ends.
@@ -90,15 +104,14 @@ struct MatrixProducts {
                     for (int d = 0; d < DEPTH; d += 32) {
                         TILE_LOAD(4, left + j * stride + d, stride * 2);
                         TILE_LOAD(5, left + (j + 16) * stride + d, stride * 2);
-                        TILE_LOAD(6, q + d / 2 * BLOCK_M + i * LANES, ROW);
-                        TILE_LOAD(7, q + d / 2 * BLOCK_M + i * LANES + LANES, ROW);
+                        TILE_LOAD(6, query(d, i), ROW);
+                        TILE_LOAD(7, query(d, i + 1), ROW);
                         TILE_PRODUCT(0, 4, 6); TILE_PRODUCT(1, 4, 7); TILE_PRODUCT(2, 5, 6); TILE_PRODUCT(3, 5, 7);
                     }
-                    real* out = s + j * BLOCK_M + i * LANES;
-                    TILE_STORE(0, out, ROW);
-                    TILE_STORE(1, out + LANES, ROW);
-                    TILE_STORE(2, out + 16 * BLOCK_M, ROW);
-                    TILE_STORE(3, out + 16 * BLOCK_M + LANES, ROW);
+                    TILE_STORE(0, score(j, i), ROW);
+                    TILE_STORE(1, score(j, i + 1), ROW);
+                    TILE_STORE(2, score(j + 16, i), ROW);
+                    TILE_STORE(3, score(j + 16, i + 1), ROW);
                 }
                 i += 2;
             } else {
@@ -107,75 +120,106 @@ struct MatrixProducts {
                     for (int d = 0; d < DEPTH; d += 32) {
                         TILE_LOAD(4, left + j * stride + d, stride * 2);
                         TILE_LOAD(5, left + (j + 16) * stride + d, stride * 2);
-                        TILE_LOAD(6, q + d / 2 * BLOCK_M + i * LANES, ROW);
+                        TILE_LOAD(6, query(d, i), ROW);
                         TILE_PRODUCT(0, 4, 6); TILE_PRODUCT(2, 5, 6);
                     }
-                    real* out = s + j * BLOCK_M + i * LANES;
-                    TILE_STORE(0, out, ROW);
-                    TILE_STORE(2, out + 16 * BLOCK_M, ROW);
+                    TILE_STORE(0, score(j, i), ROW);
+                    TILE_STORE(2, score(j + 16, i), ROW);
                 }
                 i++;
             }
         }
     }
 
-    // The weights of a key, for one of the terms of the output; those of the first take the place of the scores.
-    MEMBER real* weights(int term, int key, int i) {
-        return (term ? more + (term - 1) * BLOCK_N * BLOCK_M : s) + key * BLOCK_M + i * LANES;
+    // The weights of two keys, for one of the terms of the output.
+    MEMBER void put(int term, int key, int i, const vreal (&both)[STEP]) {
+        *(vec*)weight(term, key, i) = rounded(both[0], both[1]);
     }
 
     void rescale(int term, int i, vreal alpha) {
-        real* column = acc + term * V_ROWS * BLOCK_M + i * LANES;
-        for (int d = 0; d < V_HEAD_DIM; d++) write(column + d * BLOCK_M, read(column + d * BLOCK_M) * alpha.part[0]);
+        real* sums = sum_at(term, 0, i);
+        for (int d = 0; d < V_HEAD_DIM; d++) write(sums + d * LANES, read(sums + d * LANES) * alpha.part[0]);
     }
 
-    // Adds the values times their weights. Of keys that no query of the tile sees, values are not read.
-    void values(const element* from, int64_t stride, int64_t stride_d, int keys, const Spans& spans, const bool* seen) {
-        if (stride_d != 1 || V_HEAD_DIM % 16 || keys < BLOCK_N || seen) {
-            copy<V_ROWS>(v, from, stride, stride_d, keys, V_HEAD_DIM, seen);
-            from = v, stride = V_ROWS;
-        }
-        int low = BLOCK_N, high = 0;
-        for (int i = 0; i < spans.vectors; i++) {
-            if (spans.last[i] && spans.first[i] < low) low = spans.first[i];
-            if (spans.last[i] > high) high = spans.last[i];
-        }
+    // Values with a row for each of their elements, as the products read them.
+    static void turn(bfloat* to, const bfloat* from, int64_t stride, int low, int high) {
         for (int j = low; j < high; j += 32)
             for (int d = 0; d < V_ROWS; d += 16) {
                 vec lines[LANES];
                 for (int e = 0; e < LANES; e++)
                     lines[e] = zipped(from + (j + 2 * e) * stride + d, from + (j + 2 * e + 1) * stride + d);
                 transpose(lines);
-                for (int e = 0; e < LANES; e++) *(vec*)(v_columns + (d + e) * BLOCK_N + j) = lines[e];
+                for (int e = 0; e < LANES; e++) *(vec*)(to + (d + e) * BLOCK_N + j) = lines[e];
             }
-        for (int term = 0; term < TERMS; term++) {
-            for (int i = 0; i < spans.vectors; i++)
-                for (int j = spans.first[i]; j < spans.last[i]; j += 2)
-                    write_pairs(p + j / 2 * BLOCK_M + i * LANES, read(weights(term, j, i)), read(weights(term, j + 1, i)));
-            for (int i = 0; i < spans.vectors;) {
-                const bool both = spans.alike(i, 2);
-                for (int d = 0; d < V_ROWS; d += 16)
-                    both ? sums<true>(term, i, d, spans) : sums<false>(term, i, d, spans);
-                i += both ? 2 : 1;
-            }
+    }
+    void turned(bfloat* to, const element* from, int64_t stride, int64_t stride_d, int keys, const bool* seen, int low, int high) {
+        if (stride_d != 1 || V_HEAD_DIM % 16 || keys < BLOCK_N || seen) {
+            copy<V_ROWS>(v, from, stride, stride_d, keys, V_HEAD_DIM, seen);
+            from = v, stride = V_ROWS;
         }
+        turn(to, from, stride, low, high);
     }
 
-    template<bool BOTH> void sums(int term, int i, int d, const Spans& spans) {
-        real* out = acc + (term * V_ROWS + d) * BLOCK_M + i * LANES;
-        TILE_LOAD(0, out, ROW);
-        if (BOTH) TILE_LOAD(1, out + LANES, ROW);
+    // The values of a key tile, turned once for all queries; false where they hold infinities or NaN.
+    static constexpr bool PACKS = true;
+    static constexpr int64_t PACKED = V_ROWS * BLOCK_N;
+    bool pack(bfloat* to, const element* from, int64_t stride, int64_t stride_d, int keys) {
+        turned(to, from, stride, stride_d, keys, nullptr, 0, BLOCK_N);
+        int special = 0;
+        for (int n = 0; n < PACKED; n++) special |= (to[n].bits & 0x7f80) == 0x7f80;
+        return !special;
+    }
+
+    // Adds the values times their weights. Of keys that no query of the tile sees, values are not read.
+    void values(const element* from, int64_t stride, int64_t stride_d, int keys, const Spans& spans, const bool* seen,
+                const bfloat* packed) {
+        const bfloat* columns = packed;
+        if (!columns) {
+            int low = BLOCK_N, high = 0;
+            for (int i = 0; i < spans.vectors; i++) {
+                if (spans.last[i] && spans.first[i] < low) low = spans.first[i];
+                if (spans.last[i] > high) high = spans.last[i];
+            }
+            turned(v_columns, from, stride, stride_d, keys, seen, low, high);
+            columns = v_columns;
+        }
+        for (int term = 0; term < TERMS; term++)
+            for (int i = 0; i < spans.vectors;) {
+                const bool both = spans.alike(i, 2);
+                int d = 0;
+                for (; d + 32 <= V_ROWS; d += 32)
+                    both ? sums<true, true>(columns, term, i, d, spans) : sums<true, false>(columns, term, i, d, spans);
+                if (d < V_ROWS)
+                    both ? sums<false, true>(columns, term, i, d, spans) : sums<false, false>(columns, term, i, d, spans);
+                i += both ? 2 : 1;
+            }
+    }
+
+    // 16 or 32 elements of the output, for one or two vectors of queries.
+    template<bool HIGH, bool BOTH> void sums(const bfloat* columns, int term, int i, int d, const Spans& spans) {
+        const bfloat* left = columns + d * BLOCK_N;
+        TILE_LOAD(0, sum_at(term, d, i), ROW);
+        if (BOTH) TILE_LOAD(1, sum_at(term, d, i + 1), ROW);
+        if (HIGH) TILE_LOAD(2, sum_at(term, d + 16, i), ROW);
+        if (HIGH && BOTH) TILE_LOAD(3, sum_at(term, d + 16, i + 1), ROW);
         for (int j = spans.first[i]; j < spans.last[i]; j += 32) {
-            TILE_LOAD(4, v_columns + d * BLOCK_N + j, BLOCK_N * 2);
-            TILE_LOAD(6, p + j / 2 * BLOCK_M + i * LANES, ROW);
+            TILE_LOAD(4, left + j, BLOCK_N * 2);
+            TILE_LOAD(6, weight(term, j, i), ROW);
             TILE_PRODUCT(0, 4, 6);
             if (BOTH) {
-                TILE_LOAD(7, p + j / 2 * BLOCK_M + i * LANES + LANES, ROW);
+                TILE_LOAD(7, weight(term, j, i + 1), ROW);
                 TILE_PRODUCT(1, 4, 7);
             }
+            if (HIGH) {
+                TILE_LOAD(5, left + 16 * BLOCK_N + j, BLOCK_N * 2);
+                TILE_PRODUCT(2, 5, 6);
+                if (BOTH) TILE_PRODUCT(3, 5, 7);
+            }
         }
-        TILE_STORE(0, out, ROW);
-        if (BOTH) TILE_STORE(1, out + LANES, ROW);
+        TILE_STORE(0, sum_at(term, d, i), ROW);
+        if (BOTH) TILE_STORE(1, sum_at(term, d, i + 1), ROW);
+        if (HIGH) TILE_STORE(2, sum_at(term, d + 16, i), ROW);
+        if (HIGH && BOTH) TILE_STORE(3, sum_at(term, d + 16, i + 1), ROW);
     }
 
     template<int WIDTH>
@@ -189,7 +233,7 @@ struct MatrixProducts {
 
     // One element of the unfinished output, for a vector of queries.
     MEMBER vreal sum(int term, int d, int i) const {
-        return vreal(Lanes<real>::Part(read(acc + (term * V_ROWS + d) * BLOCK_M + i * LANES)));
+        return load(acc + ((term * VECTORS + i) * V_ROWS + d) * LANES);
     }
 };
 #endif

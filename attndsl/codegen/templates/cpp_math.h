@@ -1,7 +1,8 @@
 // Mathematics on one number and on LANES of them: the same formulas, so the same results.
 //
-// Errors in float32 are given in units of the last place, largest over all floats; NaN stays NaN, infinities give the
-// limits, subnormal numbers count. In double precision a function is libm's, lane by lane, unless it says otherwise.
+// Errors in float32 are given in units of the last place, largest over all floats, and are one unit more where a CPU
+// cannot multiply and add in one rounding. NaN stays NaN, infinities give the limits, subnormal numbers count. In double
+// precision a function is libm's, lane by lane, unless it says otherwise.
 
 template<class T> INLINE T select(bool c, T a, T b) { return c ? a : b; }
 

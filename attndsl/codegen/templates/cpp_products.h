@@ -4,19 +4,20 @@
 
 constexpr int REGISTERS = VECTOR_BYTES == 32 ? 16 : 32;
 
-// R rows by V vectors of queries: out[r] = start[r] + sum over n of left[r][n] * right[n].
-template<int R, int V, bool FROM_ZERO>
+// R rows by V vectors of queries: out[r] = start[r] + sum over n of left[r][n] * right[n]. A vector of queries has panels
+// of its own, RIGHT and OUT numbers after those of the vector before.
+template<int R, int V, bool FROM_ZERO, int RIGHT, int OUT>
 INLINE void block(const real* left, int64_t left_row, int64_t left_step, const real* right, real* out, int count) {
     vec sums[R][V];
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
-        for (int v = 0; v < V; v++) sums[r][v] = FROM_ZERO ? vec{} : read(out + r * BLOCK_M + v * LANES);
+        for (int v = 0; v < V; v++) sums[r][v] = FROM_ZERO ? vec{} : read(out + v * OUT + r * LANES);
 #pragma GCC unroll 4
     for (int n = 0; n < count; n++) {
         vec line[V];
 #pragma GCC unroll 8
-        for (int v = 0; v < V; v++) line[v] = read(right + n * BLOCK_M + v * LANES);
+        for (int v = 0; v < V; v++) line[v] = read(right + v * RIGHT + n * LANES);
 #pragma GCC unroll 16
         for (int r = 0; r < R; r++) {
             vec factor = splat(left[r * left_row + n * left_step]);
@@ -27,23 +28,23 @@ INLINE void block(const real* left, int64_t left_row, int64_t left_step, const r
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
-        for (int v = 0; v < V; v++) write(out + r * BLOCK_M + v * LANES, sums[r][v]);
+        for (int v = 0; v < V; v++) write(out + v * OUT + r * LANES, sums[r][v]);
 }
 
 // Any number of rows, in blocks as high as registers allow.
-template<int V, bool FROM_ZERO>
+template<int V, bool FROM_ZERO, int RIGHT, int OUT>
 static void product(const real* left, int64_t left_row, int64_t left_step, const real* right, real* out, int count,
                     int rows) {
     constexpr int HIGH = V == 1 ? 8 : 6;
     int r = 0;
     for (; r + HIGH <= rows; r += HIGH)
-        block<HIGH, V, FROM_ZERO>(left + r * left_row, left_row, left_step, right, out + r * BLOCK_M, count);
+        block<HIGH, V, FROM_ZERO, RIGHT, OUT>(left + r * left_row, left_row, left_step, right, out + r * LANES, count);
     if (r + 4 <= rows) {
-        block<4, V, FROM_ZERO>(left + r * left_row, left_row, left_step, right, out + r * BLOCK_M, count);
+        block<4, V, FROM_ZERO, RIGHT, OUT>(left + r * left_row, left_row, left_step, right, out + r * LANES, count);
         r += 4;
     }
     for (; r < rows; r++)
-        block<1, V, FROM_ZERO>(left + r * left_row, left_row, left_step, right, out + r * BLOCK_M, count);
+        block<1, V, FROM_ZERO, RIGHT, OUT>(left + r * left_row, left_row, left_step, right, out + r * LANES, count);
 }
 
 // Rows of elements as rows of numbers: as they lie where they can be read so, else a copy.
@@ -64,8 +65,9 @@ template<class E> INLINE Lines lines(const E* from, int64_t stride, int64_t stri
 }
 
 struct ExactProducts {
-    // Keys come in multiples of GRAIN; WIDE vectors of queries share a block of registers.
+    // Keys come in multiples of GRAIN, their weights STEP at a time; WIDE vectors of queries share a block of registers.
     static constexpr int GRAIN = 1;
+    static constexpr int STEP = 1;
     static constexpr int WIDE = REGISTERS == 16 ? 2 : 4;
 
     alignas(64) real q[HEAD_DIM * BLOCK_M];
@@ -73,6 +75,10 @@ struct ExactProducts {
     alignas(64) real more[TERMS > 1 ? (TERMS - 1) * BLOCK_N * BLOCK_M : 1];
     alignas(64) real acc[TERMS * V_HEAD_DIM * BLOCK_M];
     alignas(64) real copy[BLOCK_N * (HEAD_DIM > V_HEAD_DIM ? HEAD_DIM : V_HEAD_DIM)];
+
+    // Panels of the vectors of queries, side by side.
+    MEMBER real* score(int key, int i) { return s + (i * BLOCK_N + key) * LANES; }
+    MEMBER real* sum_at(int term, int d, int i) { return acc + ((term * VECTORS + i) * V_HEAD_DIM + d) * LANES; }
 
     // Queries of a tile, transposed; rows past the end are 0.
     void queries(const element* from, int64_t stride, int64_t stride_d, int rows) {
@@ -84,11 +90,11 @@ struct ExactProducts {
                     for (int e = 0, m = i * LANES; e < LANES; e++, m++)
                         lines[e] = m < rows ? reals(from + m * stride + d).part[0] : vreal(0).part[0];
                     transpose(lines);
-                    for (int e = 0; e < LANES; e++) write(q + (d + e) * BLOCK_M + i * LANES, lines[e]);
+                    for (int e = 0; e < LANES; e++) write(q + (i * HEAD_DIM + d + e) * LANES, lines[e]);
                 }
         for (; d < HEAD_DIM; d++)
             for (int m = 0; m < BLOCK_M; m++)
-                q[d * BLOCK_M + m] = m < rows ? to_real(from[m * stride + d * stride_d]) : real(0);
+                q[(m / LANES * HEAD_DIM + d) * LANES + m % LANES] = m < rows ? to_real(from[m * stride + d * stride_d]) : real(0);
         for (real& sum : acc) sum = 0;
     }
 
@@ -97,13 +103,13 @@ struct ExactProducts {
         for (int i = 0; i < spans.vectors;) {
             const int first = spans.first[i], rows = spans.last[i] - first;
             const real* left = k.at + first * k.step;
-            const real* right = q + i * LANES;
-            real* out = s + first * BLOCK_M + i * LANES;
+            const real* right = q + i * HEAD_DIM * LANES;
+            real* out = score(first, i);
             if (spans.alike(i, WIDE)) {
-                product<WIDE, true>(left, k.step, 1, right, out, HEAD_DIM, rows);
+                product<WIDE, true, HEAD_DIM * LANES, BLOCK_N * LANES>(left, k.step, 1, right, out, HEAD_DIM, rows);
                 i += WIDE;
             } else {
-                product<1, true>(left, k.step, 1, right, out, HEAD_DIM, rows);
+                product<1, true, 0, 0>(left, k.step, 1, right, out, HEAD_DIM, rows);
                 i++;
             }
         }
@@ -111,16 +117,23 @@ struct ExactProducts {
 
     // The weights of a key, for one of the terms of the output; those of the first take the place of the scores.
     MEMBER real* weights(int term, int key, int i) {
-        return (term ? more + (term - 1) * BLOCK_N * BLOCK_M : s) + key * BLOCK_M + i * LANES;
+        return term ? more + ((term - 1) * VECTORS + i) * BLOCK_N * LANES + key * LANES : score(key, i);
     }
+    MEMBER void put(int term, int key, int i, const vreal (&weight)[STEP]) { store(weights(term, key, i), weight[0]); }
 
     void rescale(int term, int i, vreal alpha) {
-        real* column = acc + term * V_HEAD_DIM * BLOCK_M + i * LANES;
-        for (int d = 0; d < V_HEAD_DIM; d++) write(column + d * BLOCK_M, read(column + d * BLOCK_M) * alpha.part[0]);
+        real* sums = sum_at(term, 0, i);
+        for (int d = 0; d < V_HEAD_DIM; d++) write(sums + d * LANES, read(sums + d * LANES) * alpha.part[0]);
     }
 
+    // Values are read as they lie.
+    static constexpr bool PACKS = false;
+    static constexpr int64_t PACKED = 0;
+    bool pack(element*, const element*, int64_t, int64_t, int) { return false; }
+
     // Adds the values times their weights. Of keys that no query of the tile sees, values are not read.
-    void values(const element* from, int64_t stride, int64_t stride_d, int keys, const Spans& spans, const bool* seen) {
+    void values(const element* from, int64_t stride, int64_t stride_d, int keys, const Spans& spans, const bool* seen,
+                const element*) {
         Lines v = lines(from, stride, stride_d, keys, V_HEAD_DIM, copy);
         if (seen) v = without(v, keys, seen);
         for (int term = 0; term < TERMS; term++)
@@ -128,12 +141,12 @@ struct ExactProducts {
                 const int first = spans.first[i], count = spans.last[i] - first;
                 const real* left = v.at + first * v.step;
                 const real* right = weights(term, first, i);
-                real* out = acc + term * V_HEAD_DIM * BLOCK_M + i * LANES;
+                real* out = sum_at(term, 0, i);
                 if (spans.alike(i, WIDE)) {
-                    product<WIDE, false>(left, 1, v.step, right, out, count, V_HEAD_DIM);
+                    product<WIDE, false, BLOCK_N * LANES, V_HEAD_DIM * LANES>(left, 1, v.step, right, out, count, V_HEAD_DIM);
                     i += WIDE;
                 } else {
-                    product<1, false>(left, 1, v.step, right, out, count, V_HEAD_DIM);
+                    product<1, false, 0, 0>(left, 1, v.step, right, out, count, V_HEAD_DIM);
                     i++;
                 }
             }
@@ -151,6 +164,6 @@ struct ExactProducts {
 
     // One element of the unfinished output, for a vector of queries.
     MEMBER vreal sum(int term, int d, int i) const {
-        return vreal(Lanes<real>::Part(read(acc + (term * V_HEAD_DIM + d) * BLOCK_M + i * LANES)));
+        return load(acc + ((term * VECTORS + i) * V_HEAD_DIM + d) * LANES);
     }
 };

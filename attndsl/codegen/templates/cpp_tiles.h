@@ -1,5 +1,5 @@
-// Tiles of scores, kept transposed: a row for each key, in which vectors run along the queries. Row statistics are then
-// elementwise, and keys are read as they lie in memory.
+// Tiles of scores, kept transposed: vectors run along the queries, and a panel of them holds a vector for each key. Row
+// statistics are then elementwise, and keys are read as they lie in memory.
 
 constexpr int BLOCK_M = 64;
 constexpr int BLOCK_N = 64;
@@ -54,6 +54,17 @@ INLINE void put_rows(E* to, int64_t stride, int64_t stride_d, int rows, int widt
         const vreal numbers = column(d);
         for (int m = 0; m < rows; m++) put(to + m * stride + d * stride_d, numbers[m]);
     }
+}
+
+// The largest of a vector of queries' scores, in four strands: one after the other, each would wait for the last.
+INLINE vreal tallest(const real* scores, int keys) {
+    vreal strands[4] = {vreal(-INF), vreal(-INF), vreal(-INF), vreal(-INF)};
+    int j = 0;
+    for (; j + 4 <= keys; j += 4)
+#pragma GCC unroll 4
+        for (int e = 0; e < 4; e++) strands[e] = larger(strands[e], load(scores + (j + e) * LANES));
+    for (; j < keys; j++) strands[0] = larger(strands[0], load(scores + j * LANES));
+    return larger(larger(strands[0], strands[1]), larger(strands[2], strands[3]));
 }
 
 // One bit for each lane.

@@ -5,6 +5,7 @@ In: nothing but the environment (`PATH`, `CXX`). Out: a `Compiler`, or an error 
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import platform
@@ -50,6 +51,9 @@ FLAGS = (
 )
 """The one set of flags; it is part of every name."""
 
+NO_MATRIX_REGISTERS = ("-mno-amx-tile", "-mno-amx-bf16", "-mno-amx-int8")
+"""For CPUs that have them under a system that does not grant them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Compiler:
@@ -92,8 +96,22 @@ def _compiler(named: str, path: str) -> Compiler:
     if shutil.which(command[0], path=path) is None:
         message = f"CPU kernels need a C++ compiler, and CXX names `{command[0]}`, which cannot be run"
         raise fail(UnsupportedError, "no-compiler", message, None, help=INSTALL)
-    macros = _run((*command, *FLAGS, "-E", "-dM", "-x", "c++", os.devnull))
+    macros = _macros(command)
+    if b"__AMX_TILE__" in macros and not _grants_matrix_registers():
+        command = (*command, *NO_MATRIX_REGISTERS)
+        macros = _macros(command)
     return Compiler(command, hashlib.sha256(macros).hexdigest())
+
+
+def _macros(command: tuple[str, ...]) -> bytes:
+    """What a compiler defines beforehand: its version, and every feature of the CPU it compiles for."""
+    return _run((*command, *FLAGS, "-E", "-dM", "-x", "c++", os.devnull))
+
+
+def _grants_matrix_registers() -> bool:
+    """Whether the system lets this process use AMX, which Linux asks for first and sandboxes may refuse."""
+    arch_prctl, request, tiles = 158, 0x1023, 18
+    return bool(ctypes.CDLL(None).syscall(arch_prctl, request, tiles) == 0)
 
 
 def _run(command: tuple[str, ...]) -> bytes:

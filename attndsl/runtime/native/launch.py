@@ -23,6 +23,7 @@ from attndsl.runtime.native.load import NativeFunction, load_function, parallel_
 from attndsl.runtime.tables import TileTable
 from attndsl.runtime.tiles import TileShape
 
+NO_MEMORY = 1
 _POINTERS = ("Q", "K", "V", "Out", "Lse", "Max")
 _STRIDES = tuple(tuple(f"stride_{tensor}{axis}" for axis in axes) for tensor, axes in STRIDE_AXES.items())
 DTYPES = {**launch.DTYPES, torch.float64: "fp64"}
@@ -73,8 +74,11 @@ def _run(kernel: _Kernel, call: Call, rows: Rows, table: TileTable | None) -> No
     for param, name in kernel.params:
         members.update(_parameter(name, param, call.values[param.name]))
     record = kernel.record.pack(*map(members.__getitem__, kernel.order))
-    if kernel.function(record, kernel.parallel, torch.get_num_threads()) != 0:
+    status = kernel.function(record, kernel.parallel, torch.get_num_threads())
+    if status == NO_MEMORY:
         raise MemoryError("a kernel got no memory to work in")
+    if status != 0:
+        raise RuntimeError("the system grants this process no matrix registers any more")
 
 
 @dataclass(frozen=True, slots=True)
