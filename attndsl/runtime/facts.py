@@ -121,11 +121,11 @@ class FactBook:
     ) -> TileTable | None:
         """What a kernel visits, for tiles of `block` = (queries, keys); none where it walks all tiles."""
         if (block, lists) not in facts.tables:
-            routed = self._routed(program, call, block) if lists is Lists.KEYS else None
+            routed = self._routed(program, call, block, lists)
             facts.tables[block, lists] = self._planned(program, call, block, lists) if routed is None else routed
         return facts.tables[block, lists]
 
-    def _routed(self, program: Variant, call: Call, block: tuple[int, int]) -> TileTable | None:
+    def _routed(self, program: Variant, call: Call, block: tuple[int, int], lists: Lists) -> TileTable | None:
         """The table made where the one captured table of blocks lies; `None` where the mask is of another form."""
         names, offset = tables_in(program.mask), offsets_of(call.q_offset)
         if len(names) != 1 or program.order is not None or 0 in (call.batch, call.heads, call.q_len, call.kv_len):
@@ -133,7 +133,7 @@ class FactBook:
         table = call.values[names[0]]
         assert isinstance(table, Tensor)
         tiling = Tiling(call.batch, call.heads, call.q_len, call.kv_len, block, offset)
-        return routed_table(program.mask, table, tiling, self._unread(program, dict(call.values)))
+        return routed_table(program.mask, table, tiling, self._unread(program, dict(call.values)), lists)
 
     def _planned(self, program: Variant, call: Call, block: tuple[int, int], lists: Lists) -> TileTable | None:
         values = dict(call.values)

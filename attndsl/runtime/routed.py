@@ -26,7 +26,7 @@ from attndsl.analysis.values import Interval
 from attndsl.ir import build
 from attndsl.ir.nodes import Apply, Const, Expr, Load
 from attndsl.ir.ops import Op
-from attndsl.runtime.tables import TileTable, listed
+from attndsl.runtime.tables import Lists, TileTable, listed, turned_tiling
 
 MAX_UNITS = 2**28
 """Units, batches and heads included, up to which they are looked at together."""
@@ -52,13 +52,17 @@ def tables_in(mask: Expr) -> tuple[str, ...]:
     return tuple(term.tensor for term in terms)
 
 
-def routed_table(mask: Expr, table: Tensor, tiling: Tiling, known: Known) -> TileTable | None:
+def routed_table(mask: Expr, table: Tensor, tiling: Tiling, known: Known, lists: Lists) -> TileTable | None:
     """The tiles a kernel walks; `known` need not know the table."""
+    if lists is Lists.DIAGONALS:
+        return None
     cells = _cells(with_numbers(mask, known), table, tiling.reduced(mask), known)
     if cells is None:
         return None
     classes = _classes(cells, tiling)
-    return None if classes is None else _walk(classes, tiling)
+    if classes is None:
+        return None
+    return _walk(classes, tiling) if lists is Lists.KEYS else _walk(classes.mT, turned_tiling(tiling))
 
 
 def _cells(mask: Expr, table: Tensor, tiling: Tiling, known: Known) -> _Cells | None:
@@ -102,7 +106,7 @@ def _divisor(index: Expr) -> int:
 
 
 def _classes(cells: _Cells, tiling: Tiling) -> Tensor | None:
-    """int8 [B', H', query tiles, key tiles]: 0 empty, 1 partial, 2 full and within the keys."""
+    """int8 [B', H', query tiles, key tiles]: 0 empty, 1 partial, 2 full."""
     queries, keys = (gcd(*sizes) for sizes in zip(cells.block, tiling.block, strict=True))
     rows, columns = (-(-length // size) for length, size in ((tiling.q_len, queries), (tiling.kv_len, keys)))
     batch, heads = (max(sizes) for sizes in zip(cells.live.shape[:2], cells.lo.shape[:2], strict=True))
@@ -116,8 +120,6 @@ def _classes(cells: _Cells, tiling: Tiling) -> Tensor | None:
     units = live.view(torch.int8) * (reached.view(torch.int8) + covered.view(torch.int8))
     per_tile = (tiling.block[0] // queries, tiling.block[1] // keys)
     needed, full = _per_tile(units, per_tile, torch.amax, 0) > 0, _per_tile(units, per_tile, torch.amin, 2) == 2
-    if tiling.kv_len % tiling.block[1]:
-        full[..., -1] = False
     return needed.to(torch.int8) + full.to(torch.int8)
 
 
@@ -152,8 +154,13 @@ def _per_tile(units: Tensor, per_tile: tuple[int, int], pick: Callable[..., Tens
 
 
 def _walk(classes: Tensor, tiling: Tiling) -> TileTable:
-    """The runs of tiles: each record a stretch of partial tiles and the full ones that follow."""
+    """The runs of tiles: each record a stretch of partial tiles and the full ones that follow.
+
+    A full tile that overhangs the length is walked as a partial one.
+    """
     batch, heads, rows, columns = classes.shape
+    whole = torch.arange(columns, device=classes.device) < tiling.kv_len // tiling.block[1]
+    classes = torch.where(whole, classes, classes.clamp(max=1))
     flat = functional.pad(classes.reshape(-1, columns), (1, 1))
     before, here = flat[:, :-2], flat[:, 1:-1]
     starts = ((here == 1) & (before != 1)) | ((here == 2) & (before == 0))

@@ -68,9 +68,12 @@ def listed(records: Tensor, rows: Tensor, shape: tuple[int, int, int]) -> TileTa
 
 def build_turned_table(classes: Classes, tiling: Tiling, device: torch.device) -> TileTable:
     """The same from the keys: for each tile of keys the runs of query tiles, in rows of the call."""
-    q_block, kv_block = tiling.block
-    swapped = replace(tiling, q_len=tiling.kv_len, kv_len=tiling.q_len, block=(kv_block, q_block))
-    return build_table(turned(classes), swapped, device)
+    return build_table(turned(classes), turned_tiling(tiling), device)
+
+
+def turned_tiling(tiling: Tiling) -> Tiling:
+    """Queries and keys exchanged."""
+    return replace(tiling, q_len=tiling.kv_len, kv_len=tiling.q_len, block=(tiling.block[1], tiling.block[0]))
 
 
 def build_diagonals(classes: Classes, tiling: Tiling, device: torch.device) -> TileTable:

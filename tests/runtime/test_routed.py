@@ -17,7 +17,7 @@ from attndsl.routing.join import Joined, joins_of
 from attndsl.runtime import routed
 from attndsl.runtime.arguments import Call, check_call
 from attndsl.runtime.facts import FactBook
-from attndsl.runtime.tables import TileTable
+from attndsl.runtime.tables import Lists, TileTable
 
 masks = ad.masks
 MASKS: dict[str, Any] = {
@@ -73,18 +73,21 @@ def calls(draw: st.DrawFn) -> tuple[torch.Tensor, tuple[int, int], tuple[int, in
     return numbers < draw(st.sampled_from((0.05, 0.5, 0.95, 1.0))), block, lengths, tile, offset
 
 
+@pytest.mark.parametrize("lists", [Lists.KEYS, Lists.QUERIES])
 @pytest.mark.parametrize("name", sorted(MASKS))
 @given(drawn=calls())
 @settings(max_examples=40, deadline=None)
-def test_the_device_lists_every_tile_as_what_it_is(name: str, drawn: Any) -> None:
+def test_the_device_lists_every_tile_as_what_it_is(name: str, lists: Lists, drawn: Any) -> None:
     live, block, lengths, tile, offset = drawn
     joined, call = routed_call(MASKS[name], live, block, lengths, offset)
-    found = FactBook()._routed(joined.compilation.program, call, tile)
+    found = FactBook()._routed(joined.compilation.program, call, tile, lists)
     assert (found is not None) == (name in SOLVED)
     if found is not None:
         sizes = {"batch": 2, "heads": 2, "q_len": lengths[0], "kv_len": lengths[1], "q_offset": offset}
         truth = counted(live_pairs(joined.compilation.source, dict(call.values), **sizes), tile).expand(2, 2, -1, -1)
-        # A full tile that overhangs the keys is walked as a partial one.
+        if lists is Lists.QUERIES:
+            truth, lengths, tile = truth.mT, lengths[::-1], tile[::-1]
+        # A full tile that overhangs the length is walked as a partial one.
         whole = truth.clone()
         whole[..., lengths[1] // tile[1] :].clamp_(max=1)
         assert torch.equal(walked(found, lengths, tile), whole)
@@ -104,7 +107,7 @@ def test_tables_too_large_to_spread_are_left_to_the_host(monkeypatch: pytest.Mon
     monkeypatch.setattr(routed, "MAX_UNITS", 10)
     joined, call = routed_call(masks.causal, torch.ones(1, 1, 4, 4, dtype=torch.bool), (32, 32), (128, 128), 0)
     book, program = FactBook(), joined.compilation.program
-    assert book._routed(program, call, (64, 64)) is None
+    assert book._routed(program, call, (64, 64), Lists.KEYS) is None
     found = book.table(program, call, book.of(joined.compilation.source, program, call), (64, 64))
     assert found is not None
     assert walked(found, (128, 128), (64, 64)).tolist() == [[[[1, 0], [2, 1]]] * 2] * 2
