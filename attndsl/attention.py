@@ -87,9 +87,9 @@ class Attention:
         `BlockMask` or a router, which intersects with the mask. `return_aux`: True or a list of `"lse"`, `"max_score"`,
         `"entropy"` and `ad.aux.mass(...)`; then the result is `(out, Aux)`. `backend`: "triton" (GPU tensors, or any
         under TRITON_INTERPRET=1), "cpu" (compiled C++, forward only), "reference" (dense), or "auto": triton for GPU
-        tensors and under TRITON_INTERPRET=1, cpu for CPU tensors none of which requires a gradient, the reference for
-        others. `check=True` also evaluates the reference and raises
-        when the two differ, or where finite scores have weights that are not.
+        tensors and under TRITON_INTERPRET=1, cpu for CPU tensors where native kernels do all that is asked (no
+        gradient, no row solve, no entropy or mass by name), the reference for others. `check=True` also evaluates the
+        reference and raises when the two differ, or where finite scores have weights that are not.
         """
         wanted = wanted_statistics(return_aux)
         asked = backend_named(backend)
@@ -109,9 +109,10 @@ class Attention:
                 backend=backend,
                 check=check,
             )
-        target = TARGETS.get(chosen(asked, call))
-        facts = self._facts.of(self._compilation.source, self._compilation.program, call)
         sums = Sums() if wanted is None else wanted.sums(call)
+        named = () if wanted is None or wanted.everything else sums.sums
+        target = TARGETS.get(chosen(asked, call, self._compilation.program, named))
+        facts = self._facts.of(self._compilation.source, self._compilation.program, call)
         dense = partial(self._dense, call, enable_gqa, sums)
         if target is None:
             result: launch.Rows | Result = dense()

@@ -200,8 +200,7 @@ def _native(derivation: Derivation, spec: Specialisation) -> KernelPlan:
         streaming = replace(streaming, passes=((peak, *streaming.passes[0]), *streaming.passes[1:]))
     if streaming.lse is not None:
         streaming = replace(streaming, weight=substitute(streaming.weight, {LSE: streaming.lse}))
-    solves = [part for part in streaming.statistics if part.solve is not None]
-    if solves:
+    if any(part.solve is not None for part in streaming.statistics):
         message = "native kernels do not solve rows"
         help_ = 'call it with `backend="reference"`, or "triton" on a GPU'
         raise fail(UnsupportedError, "no-native-solve", message, None, help=help_)

@@ -6,7 +6,7 @@ Nothing falls back: "auto" looks at the device alone, and what that backend cann
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -15,6 +15,10 @@ from torch import Tensor
 
 from attndsl.codegen.plan import Target
 from attndsl.diagnostics import CallError, Reporter, UnsupportedError, fail
+from attndsl.ir.nodes import Solve
+from attndsl.ir.rewrite import postorder
+from attndsl.ir.row_sums import RowSum
+from attndsl.ir.variant import Variant
 from attndsl.runtime import launch
 from attndsl.runtime.arguments import Call
 from attndsl.runtime.interpreter import is_interpreting
@@ -53,27 +57,40 @@ def target_named(name: Any) -> Target:
     return Target(name)
 
 
-def chosen(backend: Backend, call: Call) -> Backend:
-    """The backend that runs a call: what "auto" stands for, and whether kernels can take it."""
+def chosen(backend: Backend, call: Call, program: Variant, sums: Sequence[RowSum]) -> Backend:
+    """The backend that runs a call: what "auto" stands for, and whether kernels can take it.
+
+    `sums` are the further sums of its rows a user has asked for by name.
+    """
     if backend is Backend.AUTO:
-        backend = _automatic(call)
+        backend = _automatic(call, program, sums)
     if backend is not Backend.REFERENCE:
-        _check_kernels_can(backend, call)
+        _check_kernels_can(backend, call, program, sums)
     return backend
 
 
-def _automatic(call: Call) -> Backend:
+def _automatic(call: Call, program: Variant, sums: Sequence[RowSum]) -> Backend:
     """What "auto" stands for: kernels where there are some for the device."""
     if call.q.device.type == "cuda" or is_interpreting():
         return Backend.TRITON
-    if call.q.device.type == "cpu" and not _waits_for_backward(call):
+    if call.q.device.type == "cpu" and not any(_native_gaps(call, program, sums)):
         return Backend.CPU
     return Backend.REFERENCE
 
 
-def _waits_for_backward(call: Call) -> bool:
-    """CPU calls "auto" leaves to the reference, which is differentiable: only until CPU kernels are."""
-    return torch.is_grad_enabled() and any(_requiring_grad(call))
+def _native_gaps(call: Call, program: Variant, sums: Sequence[RowSum]) -> Iterator[tuple[str, str]]:
+    """What CPU kernels do not do yet, as code and message: "auto" leaves such calls to the reference."""
+    learning = ", ".join(f"`{name}`" for name in _requiring_grad(call)) if torch.is_grad_enabled() else ""
+    if learning:
+        yield (
+            "no-backward-kernels",
+            f"native kernels are forward only for now, but gradients are required of {learning}",
+        )
+    if any(isinstance(node, Solve) for node in postorder(program.normalizer)):
+        yield "no-native-solve", f"native kernels do not solve rows, which the normalizer of `{program.name}` does"
+    if sums:
+        listed = ", ".join(f"`{one.name}`" for one in sums)
+        yield "no-aux-kernel", f"native kernels do not compute {listed}"
 
 
 def check_kernel_shape(dtype: torch.dtype, head_dim: Any, v_head_dim: Any, target: Target = Target.TRITON) -> None:
@@ -83,7 +100,7 @@ def check_kernel_shape(dtype: torch.dtype, head_dim: Any, v_head_dim: Any, targe
     reporter.check()
 
 
-def _check_kernels_can(backend: Backend, call: Call) -> None:
+def _check_kernels_can(backend: Backend, call: Call, program: Variant, sums: Sequence[RowSum]) -> None:
     reporter = Reporter(UnsupportedError)
     # A value without elements is served by a kernel for one: it has no columns to compute.
     _report_shape(reporter, TARGETS[backend], call.q.dtype, call.head_dim, max(call.v_head_dim, 1), USE_REFERENCE)
@@ -95,12 +112,8 @@ def _check_kernels_can(backend: Backend, call: Call) -> None:
     if backend is Backend.CPU and device.type != "cpu":
         message = f"native kernels run on CPU tensors, got tensors on {device}"
         reporter.error("kernel-device", message, None, help='use `backend="auto"`, which goes by the device')
-    learning = tuple(_requiring_grad(call)) if backend is Backend.CPU else ()
-    if learning and torch.is_grad_enabled():
-        listed = ", ".join(f"`{name}`" for name in learning)
-        message = f"native kernels are forward only for now, but gradients are required of {listed}"
-        help_ = f"call it under `torch.no_grad()`, or {USE_REFERENCE}, which is differentiable"
-        reporter.error("no-backward-kernels", message, None, help=help_)
+    for code, message in _native_gaps(call, program, sums) if backend is Backend.CPU else ():
+        reporter.error(code, message, None, help=USE_REFERENCE)
     reporter.check()
 
 
