@@ -27,12 +27,17 @@ from attndsl.reference import live_pairs
 from attndsl.runtime.tiles import TileShape
 
 TILES = (TILE, TileShape(32, 16, 4, 1), TileShape(16, 64, 4, 1)) if INTERPRETING else (TILE,)
-CALLS = {"max_programs": 4, "tensor_offsets": True, "max_length": 129 if INTERPRETING else 257}
-SMALL = {"max_programs": 4, "max_length": 33, "tensor_offsets": True}
+CALLS = {"max_programs": 2, "tensor_offsets": True, "max_length": 129 if INTERPRETING else 257}
+SMALL = {"max_programs": 2, "max_length": 33, "tensor_offsets": True}
 PROGRAMS = st.one_of(
-    cases(**CALLS), cases(weights=True, **SMALL), cases(row=row, **SMALL), mask_cases(**CALLS), affine_masks(**CALLS)
+    cases(**CALLS),
+    cases(weights=True, **SMALL),
+    cases(row=row, **SMALL),
+    cases(row=row, **SMALL),
+    mask_cases(**CALLS),
+    affine_masks(**CALLS),
 )
-BATCH = 50
+BATCH = 10
 """Examples of one hypothesis run: its examples come from one seed."""
 
 

@@ -44,13 +44,17 @@ def silent_arithmetic() -> Iterator[None]:
 
 
 @cache
-def widen_bfloat16_products() -> None:
-    """Make the interpreter multiply bfloat16 matrices by value.
-
-    It keeps bfloat16 as raw 16-bit integers and would multiply those; widening to float32 is exact.
-    """
-    import triton.language as tl
+def mend_interpreter() -> None:
+    """Make the interpreter compute what a GPU would, where it does not."""
     from triton.runtime import interpreter
+
+    _multiply_bfloat16_by_value(interpreter)
+    _spread_truth_values(interpreter)
+
+
+def _multiply_bfloat16_by_value(interpreter: Any) -> None:
+    """It keeps bfloat16 as raw 16-bit integers and would multiply those; widening to float32 is exact."""
+    import triton.language as tl
 
     original = interpreter.InterpreterBuilder.create_dot
 
@@ -63,3 +67,17 @@ def widen_bfloat16_products() -> None:
         return original(self, widened(a), widened(b), *rest)
 
     interpreter.InterpreterBuilder.create_dot = create_dot
+
+
+def _spread_truth_values(interpreter: Any) -> None:
+    """It gives a comparison the type of what is compared, and would spread one of floats as floats."""
+    import triton.language as tl
+
+    original = interpreter.InterpreterBuilder.create_splat
+
+    def create_splat(self: Any, shape: Any, value: Any) -> Any:
+        if value.data.dtype == np.bool_:
+            value = interpreter.TensorHandle(value.data, tl.int1)
+        return original(self, shape, value)
+
+    interpreter.InterpreterBuilder.create_splat = create_splat

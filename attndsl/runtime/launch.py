@@ -14,7 +14,7 @@ from attndsl.codegen.placement import Side
 from attndsl.codegen.plan import Emitted, Gather, KernelPlan
 from attndsl.ir.variant import TensorParam
 from attndsl.runtime.arguments import Call
-from attndsl.runtime.interpreter import silent_arithmetic, widen_bfloat16_products
+from attndsl.runtime.interpreter import mend_interpreter, silent_arithmetic
 from attndsl.runtime.store import load_module
 from attndsl.runtime.tables import TileTable
 from attndsl.runtime.tiles import INTERPRETER, TileShape, default_tile, family_of
@@ -58,7 +58,7 @@ def run(call: Call, launch: Launch) -> None:
     plan, tile = launch.kernel.plan, launch.tile
     interpret = call.q.device.type != "cuda"
     if interpret:
-        widen_bfloat16_products()
+        mend_interpreter()
     kernel = getattr(load_module(launch.kernel.text, plan.kernel, interpret), plan.kernel)
     if plan.gather is Gather.DIAGONAL:
         programs = launch.sizes["diagonals"] * call.batch * call.heads

@@ -124,6 +124,11 @@ SUBJECTS = {
     "read where a branch is taken": Subject(
         "attention a(t: tensor[N]) { score where(kv_idx < 5, score + t[kv_idx], score * t[0]) }", {"t": normal(5)}
     ),
+    "a branch of heads and rows": Subject(
+        "attention a(t: tensor[H]) { score exp2(min(-t[h], 1.5)) if float(q_idx) * 0.25 != 0.5 else score }",
+        {"t": normal(2)},
+        {"heads": 2, "q_len": 18},
+    ),
     "every kind at once": Subject(
         "attention a(t: tensor[H], u: tensor[N], w: tensor[D], x: tensor[S, S], seg: int tensor[N]) {"
         "  mask kv_idx <= q_idx"
