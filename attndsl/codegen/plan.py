@@ -220,6 +220,12 @@ class KernelPlan:
                 return None
 
     @property
+    def keeps_order(self) -> bool:
+        """Whether tiles are visited as they follow each other: then every walk adds a row up in the same order, to the
+        last bit. Gradients give that up for registers."""
+        return not self.kernel.startswith("backward")
+
+    @property
     def mirrors(self) -> bool:
         """Whether products are those of the forward to the last bit, though a program keeps keys: thresholds that
         were found among scores are compared with them again."""

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from attndsl.analysis.axes import axes_of
-from attndsl.analysis.bounds import Strategy
 from attndsl.codegen.names import row_pointer
 from attndsl.codegen.placement import Scope, scope_of
 from attndsl.codegen.plan import OUTPUTS, Gather, KernelPlan, Operand, padded
+from attndsl.codegen.triton_loops import Loop, loops
 from attndsl.codegen.triton_signature import TENSORS, arguments, runtime_arguments, stride_names
 from attndsl.codegen.triton_text import (
     ModuleText,
@@ -137,27 +137,17 @@ class KeysText(TileText):
         yield from self.wide_integers("b", "h", "tile")
 
     def _regions(self) -> Iterator[Region]:
-        walk = self.plan.walk
         if self.plan.never:
             return
-        if not walk.has_full:
-            yield self._partial("Every tile is partial: the mask has terms that bound no key.", "key_lo", "key_hi")
-            return
-        if walk.strategy is Strategy.TABLE:
-            yield self._partial("Partial tiles of the record.", "key_lo", "full_lo")
-            yield self._whole("full_lo", "key_hi")
-            return
-        if walk.has_left:
-            yield self._partial("Partial tiles before the full ones.", "key_lo", "tl.minimum(full_lo, key_hi)")
-        yield self._whole("full_lo", "full_hi")
-        yield self._partial("Partial tiles after the full ones.", "full_hi", "key_hi")
+        for loop in loops(self.plan.walk, KEY_FRAME, in_order=self.plan.keeps_order):
+            yield self._whole(loop) if loop.is_full else self._partial(loop)
 
-    def _whole(self, start: str, stop: str) -> Region:
+    def _whole(self, loop: Loop) -> Region:
         """Full tiles; a score that may be -inf can still hide keys in them."""
         lines = ["kv_idx = keys[None, :]"] if self.reads(build.K, full=True) else []
-        return self._region("Full tiles: every pair is live.", start, stop, lines, None, full=True)
+        return self._region(loop, lines, None)
 
-    def _partial(self, comment: str, start: str, stop: str) -> Region:
+    def _partial(self, loop: Loop) -> Region:
         """Partial tiles: keys outside are not read; those inside that no query sees are kept out of the product."""
         reads_key = self.reads(build.K, full=False)
         lines = ["kv_idx = tl.minimum(keys, kv_len - 1)[None, :]"] if reads_key else []
@@ -165,13 +155,11 @@ class KeysText(TileText):
         if self.plan.seen_are_bounded:
             has_lower = any(keys.lower for keys in self.plan.walk.ranges)
             inside = f"(keys >= {SEEN_LO}) & (keys < key_hi)" if has_lower else "keys < key_hi"
-        return self._region(comment, start, stop, lines, inside, full=False)
+        return self._region(loop, lines, inside)
 
-    def _region(
-        self, comment: str, start: str, stop: str, lines: list[str], inside: str | None, *, full: bool
-    ) -> Region:
+    def _region(self, loop: Loop, lines: list[str], inside: str | None) -> Region:
         """A loop over key tiles that reads the keys `inside`."""
-        spec, indent = self.plan.spec, len(self.pad) + 4
+        spec, indent, full = self.plan.spec, len(self.pad) + 4, loop.is_full
         k_masks = self.d_mask("offs_d[:, None]", spec.head_dim)
         v_masks = self.d_mask(f"{self.offs_dv}[None, :]", spec.v_head_dim)
         if inside is not None:
@@ -180,9 +168,7 @@ class KeysText(TileText):
         lines.extend(self._peak_lines(full=full, indent=indent))
         is_hidden = self.plan.hides_keys if full else not self.plan.seen_are_bounded
         return Region(
-            comment,
-            start,
-            stop,
+            loop,
             load_text("k_tile", *k_masks),
             load_text("v_tile", *v_masks),
             tuple(lines),

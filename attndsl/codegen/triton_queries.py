@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from attndsl.analysis.bounds import Strategy
 from attndsl.codegen.names import row_pointer
 from attndsl.codegen.plan import OUTPUTS, KernelPlan, Operand, padded
+from attndsl.codegen.triton_loops import Loop, loops
 from attndsl.codegen.triton_signature import TENSORS, arguments, runtime_arguments, stride_names
 from attndsl.codegen.triton_text import ModuleText, ProductText, Region, SumText, TileText, docstring, load_text
 from attndsl.codegen.triton_walk import ROW_FRAME, SEEN_LO, WalkPrinter
@@ -92,26 +92,16 @@ class QueriesText(TileText):
         yield from self.wide_integers("b", "kv_h", "tile")
 
     def _regions(self) -> Iterator[Region]:
-        walk = self.plan.walk
         if self.plan.never:
             return
-        if not walk.has_full:
-            yield self._partial("Every tile is partial: the mask has terms that bound no query.", "row_lo", "row_hi")
-            return
-        if walk.strategy is Strategy.TABLE:
-            yield self._partial("Partial tiles of the record.", "row_lo", "full_lo")
-            yield self._whole("full_lo", "row_hi")
-            return
-        if walk.has_left:
-            yield self._partial("Partial tiles before the full ones.", "row_lo", "tl.minimum(full_lo, row_hi)")
-        yield self._whole("full_lo", "full_hi")
-        yield self._partial("Partial tiles after the full ones.", "full_hi", "row_hi")
+        for loop in loops(self.plan.walk, ROW_FRAME, in_order=self.plan.keeps_order):
+            yield self._whole(loop) if loop.is_full else self._partial(loop)
 
-    def _whole(self, start: str, stop: str) -> Region:
+    def _whole(self, loop: Loop) -> Region:
         lines = ["q_idx = (q_offset + rows)[None, :]"] if self.reads(build.Q, full=True) else []
-        return self._region("Full tiles: every pair is live.", start, stop, lines, None, full=True)
+        return self._region(loop, lines, None)
 
-    def _partial(self, comment: str, start: str, stop: str) -> Region:
+    def _partial(self, loop: Loop) -> Region:
         """Partial tiles: rows outside are not read; those inside that see no key are kept out of the products."""
         reads_query = self.reads(build.Q, full=False)
         lines = ["q_idx = (q_offset + tl.minimum(rows, q_len - 1))[None, :]"] if reads_query else []
@@ -119,13 +109,11 @@ class QueriesText(TileText):
         if self.plan.seen_are_bounded:
             has_lower = any(part.lower for part in self.plan.walk.ranges)
             inside = f"(rows >= {SEEN_LO}) & (rows < row_hi)" if has_lower else "rows < row_hi"
-        return self._region(comment, start, stop, lines, inside, full=False)
+        return self._region(loop, lines, inside)
 
-    def _region(
-        self, comment: str, start: str, stop: str, lines: list[str], inside: str | None, *, full: bool
-    ) -> Region:
+    def _region(self, loop: Loop, lines: list[str], inside: str | None) -> Region:
         """A loop over query tiles that reads the rows `inside`."""
-        spec, indent = self.plan.spec, len(self.pad) + 4
+        spec, indent, full = self.plan.spec, len(self.pad) + 4, loop.is_full
         q_masks = self.d_mask("offs_d[:, None]", spec.head_dim)
         do_masks = self.d_mask(f"{self.offs_dv}[None, :]", spec.v_head_dim)
         row_masks: tuple[str, ...] = ()
@@ -136,9 +124,7 @@ class QueriesText(TileText):
         lines.extend(self.score_lines(full=full, past_end=past_end, indent=indent))
         is_hidden = self.plan.hides_keys if full else not self.plan.seen_are_bounded
         return Region(
-            comment,
-            start,
-            stop,
+            loop,
             load_text("q_tile", *q_masks),
             load_text("do_tile", *do_masks),
             tuple(lines),

@@ -17,6 +17,7 @@ from attndsl.codegen.plan import KernelPlan, padded
 from attndsl.codegen.proofs import header_lines
 from attndsl.codegen.triton_expr import LoadStyle, TritonPrinter
 from attndsl.codegen.triton_layout import wrapped
+from attndsl.codegen.triton_loops import Loop
 from attndsl.codegen.triton_walk import WalkText
 from attndsl.ir import build
 from attndsl.ir.nodes import Apply, Expr, RowValue, Scalar, postorder
@@ -32,9 +33,7 @@ class Region:
     `hidden` keep what takes part in nothing out of the products; `peaks` are what maxima are taken of.
     """
 
-    comment: str
-    start: str
-    stop: str
+    loop: Loop
     first_load: str
     second_load: str
     score_lines: tuple[str, ...]

@@ -37,13 +37,14 @@ class Ends(NamedTuple):
 class Frame:
     """How a kernel speaks of its walk.
 
-    `own` is the coordinate of what a program keeps, `first` to `last` those of its tile; `some` and `every` say what
-    meets some or all of it. What is walked has `length`, comes in tiles of `block`, and is `shift` away from the
-    positions that bounds speak of.
+    `own` is the coordinate of what a program keeps, `first` to `last` those of its tile; `walked` is what it meets,
+    `some` and `every` say what meets some or all of it. What is walked has `length`, comes in tiles of `block`, and is
+    `shift` away from the positions that bounds speak of.
     """
 
     ends: Ends
     own: Expr
+    walked: str
     some: str
     every: str
     first: str
@@ -58,6 +59,7 @@ class Frame:
 KEY_FRAME = Frame(
     ends=Ends("key_lo", "full_lo", "full_hi", "key_hi"),
     own=build.Q,
+    walked="key",
     some="# Keys that some query of the tile sees.",
     every="# Keys that every query of the tile sees, in whole key tiles.",
     first="q_first",
@@ -73,6 +75,7 @@ KEY_FRAME = Frame(
 ROW_FRAME = Frame(
     ends=Ends("row_lo", "full_lo", "full_hi", "row_hi"),
     own=build.K,
+    walked="query",
     some="# Queries that see some key of the tile.",
     every="# Queries that see every key of the tile, in whole query tiles.",
     first="k_first",
