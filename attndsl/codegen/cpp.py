@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from attndsl.analysis.axes import axes_of
-from attndsl.analysis.streaming import Kind, Statistic, Term
+from attndsl.analysis.streaming import LSE, Kind, Statistic, Term
 from attndsl.codegen.cpp_expr import CppPrinter
 from attndsl.codegen.cpp_names import cpp_name, cpp_symbols
 from attndsl.codegen.cpp_signature import ELEMENTS, arguments, integer_type, real_type
@@ -22,6 +22,8 @@ from attndsl.ir.ops import Op
 from attndsl.ir.printer import print_variant
 from attndsl.ir.rewrite import postorder
 from attndsl.ir.types import Axis
+
+MAX_SCORE = "max_score"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class ForwardText:
     passes: tuple[Pass, ...]
     live_lines: tuple[str, ...]
     live: str
+    merge_lines: tuple[str, ...]
     reads_key: bool
     hides_keys: bool
     heaviest_last: bool
@@ -108,6 +111,12 @@ class _Forward:
         self.bindings = ("q_idx", *(line.name for line in self.row))
         self.late = plan.scales_late and all(map(self._is_exponential, self._integrands()))
 
+    @property
+    def has_maximum(self) -> bool:
+        """Whether a statistic is the largest score, which every kernel leaves."""
+        parts = self.streaming.statistics
+        return any(part.kind is Kind.MAX and part.integrand is build.SCORE for part in parts)
+
     def text(self) -> ForwardText:
         plan = self.plan
         guards_ranges = plan.guards_rows or len(plan.walk.ranges) > 1
@@ -131,13 +140,14 @@ class _Forward:
             column_members=tuple(f"{self.printer.type_of(line.value)} {line.name};" for line in self.column),
             column_names=tuple(line.name for line in self.column),
             column_lines=tuple(self._statements(self.column, self.program_names)),
-            kept=tuple(statistic.name for statistic in self.streaming.statistics),
+            kept=(*(part.name for part in self.streaming.statistics), *(() if self.has_maximum else (MAX_SCORE,))),
             program_lines=tuple(self._statements(self.program, {})),
             start_lines=tuple(self._start_lines()),
             walk=() if plan.never else tuple(walk.lines(plan.walk)),
             passes=tuple(self._passes()),
             live_lines=tuple(self._live_lines()),
             live=self._live(),
+            merge_lines=tuple(self._merge_lines()),
             reads_key=any(node is build.K for node in postorder(plan.score)),
             hides_keys=plan.hides_keys,
             heaviest_last=plan.walk.ascending,
@@ -204,6 +214,8 @@ class _Forward:
     def _start_lines(self) -> Iterator[str]:
         for statistic in self.streaming.statistics:
             yield f"w.{statistic.name}[i] = vreal({'-INF' if statistic.kind is Kind.MAX else '0'});"
+        if not self.has_maximum:
+            yield f"w.{MAX_SCORE}[i] = vreal(-INF);"
 
     def _live_lines(self) -> Iterator[str]:
         needed = set(postorder(self.plan.mask))
@@ -228,7 +240,7 @@ class _Forward:
 
     def _passes(self) -> Iterator[Pass]:
         streaming = self.streaming
-        passes = streaming.passes if streaming.terms else (*streaming.passes, ())
+        passes = streaming.passes if streaming.terms and streaming.passes else (*streaming.passes, ())
         for number, statistics in enumerate(passes):
             is_last = number == len(passes) - 1
             yield self._pass(statistics, streaming.terms if is_last else (), is_last)
@@ -243,12 +255,15 @@ class _Forward:
             scale="" if self.late else " * sm_scale",
             plain=self.late,
             stores=not self.late,
-            open_lines=tuple(self._open_lines(maxima, {part.name for part in sums})),
+            open_lines=(*self._open_lines(maxima, {part.name for part in sums}), *self._weight_lines(terms, is_last)),
             score_lines=tuple(self._score_lines()),
-            largest_lines=tuple(self._largest_lines(maxima)),
+            largest_lines=tuple(self._largest_lines(maxima, is_last)),
             grow_lines=tuple(self._grow_lines(maxima, sums, terms)),
             weight_lines=tuple(weights.lines()),
-            close_lines=tuple(f"w.{part.name}[i] = {part.name} + {part.name}_tile;" for part in sums),
+            close_lines=(
+                *(f"w.{part.name}[i] = {part.name} + {part.name}_tile;" for part in sums),
+                *(() if self.has_maximum or not is_last else (f"w.{MAX_SCORE}[i] = {MAX_SCORE};",)),
+            ),
             weights_read_columns=any(
                 Axis.K in axes_of(node) for node in postorder(*(part.integrand for part in sums), *values)
             ),
@@ -262,7 +277,21 @@ class _Forward:
                 yield f"const vreal {part.name} = w.{part.name}[i];"
         yield from (f"vreal {_largest(part)}(-INF);" for part in maxima)
 
-    def _largest_lines(self, maxima: list[Statistic]) -> Iterator[str]:
+    def _weight_lines(self, terms: tuple[Term, ...], is_last: bool) -> Iterator[str]:
+        """What the last pass needs besides the statistics."""
+        if is_last and not self.has_maximum:
+            yield f"vreal {MAX_SCORE} = w.{MAX_SCORE}[i];"
+        if is_last and not terms and LSE in postorder(self.streaming.weight):
+            yield self._lse_line()
+
+    def _lse_line(self) -> str:
+        names: dict[Expr, str] = {part.value: part.name for part in self.streaming.statistics}
+        assert self.streaming.lse is not None
+        return f"const vreal lse = vreal({self.printer.named(self.streaming.lse, names, self.loads)});"
+
+    def _largest_lines(self, maxima: list[Statistic], is_last: bool) -> Iterator[str]:
+        if is_last and not self.has_maximum:
+            yield f"{MAX_SCORE} = larger({MAX_SCORE}, s);"
         for part in maxima:
             value = "s"
             if part.integrand is not build.SCORE:
@@ -305,6 +334,39 @@ class _Forward:
                 names |= {part.grown: _shift(part) for part in maxima} | self.row_names
                 return f"vreal({self.printer.named(rescale, names, self.loads)})"
 
+    def _merge_lines(self) -> Iterator[str]:
+        """Two parts of a row brought to the maxima of both; none where later passes need what earlier ones found."""
+        statistics, terms = self.streaming.statistics, self.streaming.terms
+        if len(self.streaming.passes) > 1 or not terms:
+            return
+        maxima = [part for part in statistics if part.kind is Kind.MAX]
+        sums = [part for part in statistics if part.kind is Kind.SUM]
+        for part in maxima:
+            new, shift = part.grown.name, _shift(part)
+            yield f"const vreal {new} = larger(w.{part.name}[i], part.{part.name}[i]);"
+            yield f"const vreal {shift} = select({new} == vreal(-INF), vreal(0), {new});"
+        factors: dict[Expr, str] = {}
+        for rescale in (*(part.rescale for part in sums), *(term.rescale for term in terms)):
+            if rescale is not None and rescale not in factors:
+                factors[rescale] = f"_{len(factors)}" if factors else ""
+                for side, where in (("alpha", "w"), ("beta", "part")):
+                    olds = "".join(f"const vreal {part.name} = {where}.{part.name}[i]; " for part in maxima)
+                    value = self._rescale(rescale, maxima)
+                    yield f"vreal {side}{factors[rescale]};"
+                    yield f"{{ {olds}{side}{factors[rescale]} = {value}; }}"
+        for part in sums:
+            left, right = _scaled(f"w.{part.name}[i]", f"part.{part.name}[i]", factors, part.rescale)
+            yield f"w.{part.name}[i] = {left} + {right};"
+        for place, term in enumerate(terms):
+            left, right = _scaled("load(sum)", f"part.acc[{place}][i][d]", factors, term.rescale)
+            yield "for (int d = 0; d < V_HEAD_DIM; d++) {"
+            yield f"    real* sum = w.products.sum_at({place}, d, i);"
+            yield f"    store(sum, {left} + {right});"
+            yield "}"
+        yield from (f"w.{part.name}[i] = {part.grown.name};" for part in maxima)
+        if not self.has_maximum:
+            yield f"w.{MAX_SCORE}[i] = larger(w.{MAX_SCORE}[i], part.{MAX_SCORE}[i]);"
+
     def exponential_of(self, value: Expr, maxima: list[Statistic]) -> str | None:
         """How much a score is below its row's maximum, exponentiated: what most normalizers sum."""
         shift = next((_shift(part) for part in maxima if part.value in postorder(value)), None)
@@ -327,21 +389,21 @@ class _Forward:
         for part in streaming.statistics:
             yield f"vreal {part.name} = w.{part.name}[i];"
         scores = (p.name for p in streaming.statistics if p.kind is Kind.MAX and p.integrand is build.SCORE)
-        yield f"const vreal max_score = {next(scores)};"
+        yield f"const vreal max_score = {next(scores, f'w.{MAX_SCORE}[i]')};"
         names: dict[Expr, str] = {part.value: part.name for part in streaming.statistics}
         sunk: dict[Expr, str] = {}
         if streaming.sink is not None:
             sunk = self._rescales()
             yield from self._sink_lines(streaming.sink, sunk)
         if not streaming.terms:
-            yield f"const vreal {_factor(0)}(1);"
+            yield f"const vreal {_factor(0)} = {self._of_live_rows('vreal(1)')};"
         for place, term in enumerate(streaming.terms):
             factor = f"vreal({self.printer.named(term.factor, names, self.loads)})"
             if term.rescale in sunk:
                 factor = f"{factor} * {sunk[term.rescale]}"
             yield f"const vreal {_factor(place)} = {self._of_live_rows(factor)};"
         if streaming.lse is not None:
-            yield f"const vreal lse = vreal({self.printer.named(streaming.lse, names, self.loads)});"
+            yield self._lse_line()
 
     def _of_live_rows(self, factor: str) -> str:
         """0 for a row without a live key, and where the divisor is 0."""
@@ -402,6 +464,7 @@ class _Weights:
         if exponential is not None:
             return exponential
         names: dict[Expr, str] = {part.value: part.name for part in kernel.streaming.statistics}
+        names[LSE] = "lse"
         names |= {part.value: _shift(part) for part in self.maxima} | kernel.row_names
         text = kernel.printer.named(value, names, kernel.loads)
         return f"select(s == vreal(-INF), vreal(0), vreal({text}))"
@@ -409,6 +472,13 @@ class _Weights:
 
 def _names(statements: Iterable[Statement]) -> dict[Expr, str]:
     return {line.value: line.name for line in statements}
+
+
+def _scaled(left: str, right: str, factors: Mapping[Expr, str], rescale: Expr | None) -> tuple[str, str]:
+    """Two sums brought to the same maxima."""
+    if rescale is None:
+        return left, right
+    return f"{left} * alpha{factors[rescale]}", f"{right} * beta{factors[rescale]}"
 
 
 def _largest(part: Statistic) -> str:

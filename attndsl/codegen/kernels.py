@@ -25,7 +25,7 @@ from attndsl.analysis.calculus import cotangents
 from attndsl.analysis.natural import natural_divisions
 from attndsl.analysis.proofs import row_proofs
 from attndsl.analysis.statistics import Kind, Statistic
-from attndsl.analysis.streaming import LSE, Refusal, Streaming, stream
+from attndsl.analysis.streaming import Refusal, Streaming, stream
 from attndsl.analysis.structure import Structure, structure_of
 from attndsl.analysis.with_sums import with_sums
 from attndsl.codegen.names import kernel_names
@@ -195,11 +195,6 @@ def _forward(derivation: Derivation, spec: Specialisation) -> KernelPlan:
 def _native(derivation: Derivation, spec: Specialisation) -> KernelPlan:
     """The forward in one kernel, which passes over the keys of a tile as often as its statistics ask for."""
     streaming = derivation.streaming
-    if derivation.maximum == "m_i_peak":
-        peak = Statistic("m_i_peak", Kind.MAX, build.SCORE)
-        streaming = replace(streaming, passes=((peak, *streaming.passes[0]), *streaming.passes[1:]))
-    if streaming.lse is not None:
-        streaming = replace(streaming, weight=substitute(streaming.weight, {LSE: streaming.lse}))
     if any(part.solve is not None for part in streaming.statistics):
         message = "native kernels do not solve rows"
         help_ = 'call it with `backend="reference"`, or "triton" on a GPU'
@@ -213,7 +208,7 @@ def _native(derivation: Derivation, spec: Specialisation) -> KernelPlan:
     sink = () if streaming.sink is None else (streaming.sink,)
     placed = Placer(derivation.program, planned.symbols).place((derivation.program.score,), (derivation.program.mask,))
     last = Placer(derivation.program, planned.symbols).place(sink)
-    return replace(planned, streaming=streaming, placement=placed, last=last)
+    return replace(planned, placement=placed, last=last)
 
 
 def _row_outputs(derivation: Derivation, spec: Specialisation) -> KernelPlan:

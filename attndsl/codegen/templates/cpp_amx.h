@@ -61,6 +61,8 @@ struct MatrixProducts {
         return result == 0;
     }
 
+    FewQueries few;
+
     // Panels of the vectors of queries, side by side.
     MEMBER pair* query(int d, int i) { return q + (i * DEPTH + d) / 2 * LANES; }
     MEMBER real* score(int key, int i) { return s + (i * BLOCK_N + key) * LANES; }
@@ -68,7 +70,8 @@ struct MatrixProducts {
     MEMBER real* sum_at(int term, int d, int i) { return acc + ((term * VECTORS + i) * V_ROWS + d) * LANES; }
 
     // Queries of a tile in pairs, transposed; rows past the end are 0.
-    void queries(const element* from, int64_t stride, int64_t stride_d, int rows) {
+    void queries(const element* from, int64_t stride, int64_t stride_d, int rows, bool is_along) {
+        few.queries(from, stride, stride_d, rows, is_along);
         struct { uint8_t palette = 1, start = 0, reserved[14] = {}; uint16_t bytes[16] = {}; uint8_t rows[16] = {}; } shape;
         for (int t = 0; t < 8; t++) shape.bytes[t] = 64, shape.rows[t] = 16;
         asm volatile("ldtilecfg %0" ::"m"(shape));
@@ -91,6 +94,8 @@ struct MatrixProducts {
 
     // Keys as they lie in memory where whole registers can be read there, else a copy with zeros beyond the ends.
     void scores(const element* from, int64_t stride, int64_t stride_d, int keys, const Spans& spans) {
+        if (few.rows)
+            return few.scores(from, stride, spans.first[0], spans.last[0] < keys ? spans.last[0] : keys, s);
         const bfloat* left = from;
         if (stride_d != 1 || HEAD_DIM % 32 || keys < BLOCK_N) {
             copy<DEPTH>(k, from, stride, stride_d, keys, HEAD_DIM, nullptr);
@@ -133,10 +138,15 @@ struct MatrixProducts {
 
     // The weights of two keys, for one of the terms of the output.
     MEMBER void put(int term, int key, int i, const vreal (&both)[STEP]) {
-        *(vec*)weight(term, key, i) = rounded(both[0], both[1]);
+        if (few.rows) {
+            for (int e = 0; e < STEP; e++) store(few.weights[term][key + e], both[e]);
+        } else {
+            *(vec*)weight(term, key, i) = rounded(both[0], both[1]);
+        }
     }
 
     void rescale(int term, int i, vreal alpha) {
+        if (few.rows) return few.rescale(term, alpha);
         real* sums = sum_at(term, 0, i);
         for (int d = 0; d < V_HEAD_DIM; d++) write(sums + d * LANES, read(sums + d * LANES) * alpha.part[0]);
     }
@@ -173,6 +183,8 @@ struct MatrixProducts {
     // Adds the values times their weights. Of keys that no query of the tile sees, values are not read.
     void values(const element* from, int64_t stride, int64_t stride_d, int keys, const Spans& spans, const bool* seen,
                 const bfloat* packed) {
+        if (few.rows)
+            return few.values(from, stride, spans.first[0], spans.last[0] < keys ? spans.last[0] : keys, seen);
         const bfloat* columns = packed;
         if (!columns) {
             int low = BLOCK_N, high = 0;
@@ -229,7 +241,16 @@ struct MatrixProducts {
                 to[n * WIDTH + d] = n < keys && d < width && (!seen || seen[n]) ? from[n * stride + d * stride_d] : bfloat{0};
     }
 
-    void done() { asm volatile("tilerelease" ::); }
+    void done() {
+        asm volatile("tilerelease" ::);
+        turn_few();
+    }
+
+    void turn_few() {
+        for (int term = 0; term < TERMS; term++)
+            for (int m = 0; m < few.rows; m++)
+                for (int d = 0; d < V_HEAD_DIM; d++) sum_at(term, d, 0)[m] = few.acc[term][m][d];
+    }
 
     // One element of the unfinished output, for a vector of queries.
     MEMBER vreal sum(int term, int d, int i) const {

@@ -64,6 +64,71 @@ template<class E> INLINE Lines lines(const E* from, int64_t stride, int64_t stri
     return {copy, width};
 }
 
+// The same for at most MOST queries against many keys, where reading the keys is most of the work: along the elements of
+// a key, as they lie in memory.
+struct FewQueries {
+    static constexpr int MOST = 4;
+    static constexpr bool FITS = HEAD_DIM % LANES == 0 && V_HEAD_DIM % LANES == 0;
+    static constexpr int STRETCH = 8;
+
+    int rows;
+    alignas(64) real q[MOST][HEAD_DIM];
+    alignas(64) real weights[TERMS][BLOCK_N][LANES];
+    alignas(64) real acc[TERMS][MOST][V_HEAD_DIM];
+
+    // `rows` stays 0 where this is not the way.
+    void queries(const element* from, int64_t stride, int64_t stride_d, int count, bool is_along) {
+        rows = FITS && is_along && count <= MOST ? count : 0;
+        for (int m = 0; m < rows; m++)
+            for (int d = 0; d < HEAD_DIM; d++) q[m][d] = to_real(from[m * stride + d * stride_d]);
+        for (int term = 0; term < TERMS; term++)
+            for (int m = 0; m < rows; m++)
+                for (real& sum : acc[term][m]) sum = 0;
+    }
+
+    void scores(const element* from, int64_t stride, int first, int last, real* s) const {
+        for (int j = first; j < last; j++) {
+            fetch(from + (j + BLOCK_N) * stride, 0, HEAD_DIM, 1);
+            store(s + j * LANES, vreal(0));
+            for (int m = 0; m < rows; m++) {
+                vreal sums[2] = {vreal(0), vreal(0)};
+#pragma GCC unroll 8
+                for (int d = 0; d + LANES <= HEAD_DIM; d += LANES)
+                    sums[d / LANES % 2] = sums[d / LANES % 2] + reals(from + j * stride + d) * load(q[m] + d);
+                s[j * LANES + m] = sum_of(sums[0] + sums[1]);
+            }
+        }
+    }
+
+    void rescale(int term, vreal alpha) {
+        for (int m = 0; m < rows; m++)
+            for (real& sum : acc[term][m]) sum *= alpha[m];
+    }
+
+    void values(const element* from, int64_t stride, int first, int last, const bool* seen) {
+        for (int term = 0; term < TERMS; term++)
+            for (int m = 0; m < rows; m++)
+                for (int d = 0; d < V_HEAD_DIM; d += STRETCH * LANES) {
+                    vreal sums[STRETCH];
+#pragma GCC unroll 8
+                    for (int e = 0; e < STRETCH; e++)
+                        if (d + e * LANES < V_HEAD_DIM) sums[e] = load(acc[term][m] + d + e * LANES);
+                    for (int j = first; j < last; j++) {
+                        fetch(from + (j + BLOCK_N) * stride + d, 0, STRETCH * LANES, 1);
+                        if (seen && !seen[j]) continue;
+                        const vreal weight(weights[term][j][m]);
+#pragma GCC unroll 8
+                        for (int e = 0; e < STRETCH; e++)
+                            if (d + e * LANES < V_HEAD_DIM)
+                                sums[e] = sums[e] + weight * reals(from + j * stride + d + e * LANES);
+                    }
+#pragma GCC unroll 8
+                    for (int e = 0; e < STRETCH; e++)
+                        if (d + e * LANES < V_HEAD_DIM) store(acc[term][m] + d + e * LANES, sums[e]);
+                }
+    }
+};
+
 struct ExactProducts {
     // Keys come in multiples of GRAIN, their weights STEP at a time; WIDE vectors of queries share a block of registers.
     static constexpr int GRAIN = 1;
@@ -76,12 +141,15 @@ struct ExactProducts {
     alignas(64) real acc[TERMS * V_HEAD_DIM * BLOCK_M];
     alignas(64) real copy[BLOCK_N * (HEAD_DIM > V_HEAD_DIM ? HEAD_DIM : V_HEAD_DIM)];
 
+    FewQueries few;
+
     // Panels of the vectors of queries, side by side.
     MEMBER real* score(int key, int i) { return s + (i * BLOCK_N + key) * LANES; }
     MEMBER real* sum_at(int term, int d, int i) { return acc + ((term * VECTORS + i) * V_HEAD_DIM + d) * LANES; }
 
     // Queries of a tile, transposed; rows past the end are 0.
-    void queries(const element* from, int64_t stride, int64_t stride_d, int rows) {
+    void queries(const element* from, int64_t stride, int64_t stride_d, int rows, bool is_along) {
+        few.queries(from, stride, stride_d, rows, is_along);
         int d = 0;
         if (stride_d == 1)
             for (; d + LANES <= HEAD_DIM; d += LANES)
@@ -99,6 +167,8 @@ struct ExactProducts {
     }
 
     void scores(const element* from, int64_t stride, int64_t stride_d, int keys, const Spans& spans) {
+        if (few.rows)
+            return few.scores(from, stride, spans.first[0], spans.last[0] < keys ? spans.last[0] : keys, s);
         Lines k = lines(from, stride, stride_d, keys, HEAD_DIM, copy);
         for (int i = 0; i < spans.vectors;) {
             const int first = spans.first[i], rows = spans.last[i] - first;
@@ -119,9 +189,12 @@ struct ExactProducts {
     MEMBER real* weights(int term, int key, int i) {
         return term ? more + ((term - 1) * VECTORS + i) * BLOCK_N * LANES + key * LANES : score(key, i);
     }
-    MEMBER void put(int term, int key, int i, const vreal (&weight)[STEP]) { store(weights(term, key, i), weight[0]); }
+    MEMBER void put(int term, int key, int i, const vreal (&weight)[STEP]) {
+        store(few.rows ? few.weights[term][key] : weights(term, key, i), weight[0]);
+    }
 
     void rescale(int term, int i, vreal alpha) {
+        if (few.rows) return few.rescale(term, alpha);
         real* sums = sum_at(term, 0, i);
         for (int d = 0; d < V_HEAD_DIM; d++) write(sums + d * LANES, read(sums + d * LANES) * alpha.part[0]);
     }
@@ -134,6 +207,8 @@ struct ExactProducts {
     // Adds the values times their weights. Of keys that no query of the tile sees, values are not read.
     void values(const element* from, int64_t stride, int64_t stride_d, int keys, const Spans& spans, const bool* seen,
                 const element*) {
+        if (few.rows)
+            return few.values(from, stride, spans.first[0], spans.last[0] < keys ? spans.last[0] : keys, seen);
         Lines v = lines(from, stride, stride_d, keys, V_HEAD_DIM, copy);
         if (seen) v = without(v, keys, seen);
         for (int term = 0; term < TERMS; term++)
@@ -159,8 +234,14 @@ struct ExactProducts {
         return {copy, V_HEAD_DIM};
     }
 
-    void done() {}
+    void done() { turn_few(); }
     static bool ready() { return true; }
+
+    void turn_few() {
+        for (int term = 0; term < TERMS; term++)
+            for (int m = 0; m < few.rows; m++)
+                for (int d = 0; d < V_HEAD_DIM; d++) sum_at(term, d, 0)[m] = few.acc[term][m][d];
+    }
 
     // One element of the unfinished output, for a vector of queries.
     MEMBER vreal sum(int term, int d, int i) const {
