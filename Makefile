@@ -44,6 +44,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.compile
 	$(BIN)/python -m benchmarks.plan
 	$(BIN)/python -m benchmarks.gpu
+	$(BIN)/python -m benchmarks.gpu_training
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import AuxOutput
 
 import attndsl as ad
-from benchmarks import gpu, harness
+from benchmarks import gpu, gpu_training, harness
 from benchmarks.variants import Case, cases
 
 CASES = cases(length=150, heads=2, device="cpu")
@@ -59,10 +61,38 @@ def test_results_carry_versions_and_device(
     assert "1.50" in capsys.readouterr().out
 
 
+def dense_flex(q, k, v, *, score_mod=None, block_mask=None, return_aux=None):
+    """FlexAttention by its definition: its own has no backward on a CPU."""
+    b, h, q_idx, kv_idx = (
+        torch.arange(size).view([-1 if axis == place else 1 for axis in range(4)])
+        for place, size in enumerate((*q.shape[:3], k.shape[2]))
+    )
+    score = q @ k.mT / q.shape[-1] ** 0.5
+    score = score if score_mod is None else score_mod(score, b, h, q_idx, kv_idx)
+    if block_mask is not None:
+        score = score.masked_fill(~block_mask.mask_mod(b, h, q_idx, kv_idx), -torch.inf)
+    out, lse = score.softmax(-1) @ v, score.logsumexp(-1)
+    return out if return_aux is None else (out, AuxOutput(lse=lse))
+
+
+@pytest.mark.parametrize("place", range(7))
+def test_contenders_of_training_compute_the_same(place: int) -> None:
+    """Each variant and its peer, gradients included; what is wrong is not timed."""
+    torch.manual_seed(0)
+    training = gpu_training.trainings(140, 2, "cpu")[place]
+    runs = gpu_training.contenders(training, 140, "cpu", dense_flex, "reference")
+    inputs = gpu_training.tensors(1, 2, 140, 16, "cpu", torch.float32)
+    gpu_training.check_contenders(training, runs, inputs, 1e-3)
+    wrong = {"wrong": lambda q, k, v: runs["flex"](q, k, v) * 1.1}
+    with pytest.raises(SystemExit, match=r"wrong, .* differs from the dense float64 result"):
+        gpu_training.check_contenders(training, wrong, inputs, 1e-3)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
-def test_gpu_benchmark_says_so_where_there_is_none(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("benchmark", [gpu, gpu_training], ids=["gpu", "gpu_training"])
+def test_gpu_benchmarks_say_so_where_there_is_none(
+    benchmark: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.argv", ["gpu"])
-    gpu.main()
+    benchmark.main()
     assert "needs a CUDA device" in capsys.readouterr().out
