@@ -226,11 +226,15 @@ class KernelPlan:
         return not self.kernel.startswith("backward")
 
     @property
+    def has_thresholds(self) -> bool:
+        """Whether weights are cut off at thresholds that are found row by row."""
+        return any(part.kind is Kind.SOLVE for part in self.streaming.statistics)
+
+    @property
     def mirrors(self) -> bool:
         """Whether products are those of the forward to the last bit, though a program keeps keys: thresholds that
         were found among scores are compared with them again."""
-        solves = any(part.kind is Kind.SOLVE for part in self.streaming.statistics)
-        return solves and self.side is Side.KEYS
+        return self.has_thresholds and self.side is Side.KEYS
 
     @property
     def hides_keys(self) -> bool:

@@ -73,6 +73,8 @@ class DiagonalsText(TileText):
             block_d=padded(spec.head_dim),
             block_dv=padded(spec.v_head_dim) if plan.reads_gradient else padded(spec.head_dim),
             offs_dv=self.offs_dv,
+            skip="",
+            inner="",
             product=self.product,
             precision=self.precision,
             scale_product=" * sm_scale",

@@ -46,6 +46,7 @@ class KeysModule(ModuleText):
     q_load: str
     do_load: str
     reads_values: bool
+    loads_late: bool
     maxima: tuple[PeakText, ...]
     scale_maximum: str
     shift_lines: tuple[str, ...]
@@ -100,6 +101,8 @@ class KeysText(TileText):
             block_d=padded(plan.spec.head_dim),
             block_dv=padded(plan.spec.v_head_dim) if plan.reads_values else padded(plan.spec.head_dim),
             offs_dv=self.offs_dv,
+            skip=self.skip,
+            inner=self.inner,
             product=self.product,
             precision=self.precision,
             scale_product="" if plan.scales_late else " * sm_scale",
@@ -109,6 +112,7 @@ class KeysText(TileText):
             if plan.reads_gradient
             else "",
             reads_values=plan.reads_values,
+            loads_late=bool(self.skip) and not plan.reads_gradient and plan.reads_values,
             maxima=tuple(PeakText(part.name, part.grown.name) for part in plan.maxima),
             scale_maximum=" * sm_scale" if plan.scales_late else "",
             shift_lines=tuple(self._shift_lines(guards=None)),

@@ -62,6 +62,8 @@ class QueriesText(TileText):
             block_d=padded(spec.head_dim),
             block_dv=padded(spec.v_head_dim),
             offs_dv=self.offs_dv,
+            skip=self.skip,
+            inner=self.inner,
             product=self.product,
             precision=self.precision,
             scale_product="" if plan.scales_late else " * sm_scale",

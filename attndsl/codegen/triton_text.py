@@ -71,6 +71,9 @@ class KernelPrinter(TritonPrinter):
 class TileText:
     """Prints the parts of a tile. Names are those of the field: `s`, `p`, `m_i`, `l_i`, `acc`, `ds`."""
 
+    pad = ""
+    """The indentation of the loops over tiles."""
+
     def __init__(self, plan: KernelPlan, roots: Iterable[Expr]) -> None:
         self.plan = plan
         is_plain = plan.score is build.SCORE
@@ -194,6 +197,23 @@ class TileText:
         yield f"s = {score}"
 
     @property
+    def skip(self) -> str:
+        """The condition under which a tile takes part in products, of variants whose thresholds leave tiles without
+        weight; any tile of others does."""
+        if not (self.plan.has_thresholds and self.plan.products):
+            return ""
+        names = self.value_names()
+        values = dict.fromkeys(names[product.value] for product in self.plan.products)
+        used = " | ".join(f"({name} != 0.0)" for name in values)
+        used = used if len(values) == 1 else f"({used})"
+        return f"tl.max(tl.max({used}.to(tl.int32), 1), 0) != 0"
+
+    @property
+    def inner(self) -> str:
+        """The indentation of products."""
+        return self.pad + ("        " if self.skip else "    ")
+
+    @property
     def needs_live(self) -> bool:
         """Whether values of pairs that are not live must be selected away."""
         peaks = (part.integrand for part in self.plan.maxima)
@@ -314,6 +334,8 @@ class ModuleText:
     block_d: int
     block_dv: int
     offs_dv: str
+    skip: str
+    inner: str
     product: str
     precision: str
     scale_product: str

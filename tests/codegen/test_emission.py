@@ -59,6 +59,10 @@ TEXTS = {
         "  mask kv_idx <= q_idx and (kv_idx < first or q_idx - kv_idx < width) }",
         Specialisation("bf16", 64, 64),
     ),
+    "thresholds": (
+        "attention thresholds() { mask kv_idx <= q_idx normalizer sparsemax() }",
+        Specialisation("bf16", 64, 64),
+    ),
     "dilated": ("attention dilated() { mask (q_idx - kv_idx) % 4 == 0 }", Specialisation("bf16", 64, 64)),
 }
 
