@@ -25,6 +25,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/python examples/quickstart.py
 	$(BIN)/python examples/own_normalizer.py
+	$(BIN)/python examples/train_layer.py
 	$(BIN)/python examples/packed_minilm.py
 
 # Two tiers: triton decides when it is imported whether it compiles kernels or interprets them.

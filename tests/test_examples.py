@@ -17,9 +17,9 @@ from attndsl.ir.variant import Variant
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def run(script: str) -> str:
+def run(script: str, **variables: str) -> str:
     """What an example prints; it must end well."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | variables
     command = [sys.executable, "-W", "error::DeprecationWarning:__main__", str(EXAMPLES / script)]
     ended = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert ended.returncode == 0, ended.stderr
@@ -37,6 +37,20 @@ def test_own_normalizer() -> None:
     printed = run("own_normalizer.py")
     assert "caution[h] * row_sum(d0 * d0) / d1" in printed
     assert printed.count("of its largest element") == 6
+
+
+def test_train_layer() -> None:
+    printed = run("train_layer.py")
+    assert "through the reference, 3 steps of Adam" in printed
+    assert printed.count("from the float64 run") == 6
+
+
+@pytest.mark.interpreter
+def test_train_layer_through_kernels() -> None:
+    """Every gradient of the layer is that of emitted kernels; the example itself compares with float64."""
+    printed = run("train_layer.py", TRITON_INTERPRET="1")
+    assert "through emitted kernels, 3 steps of Adam" in printed
+    assert printed.count("from the float64 run") == 6
 
 
 def test_packed_minilm() -> None:
