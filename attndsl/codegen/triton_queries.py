@@ -160,6 +160,9 @@ class QueriesText(TileText):
             yield f"tl.store({row_pointer(part.name)} + column_base + offs_n, {part.name}, mask=key_ok)"
 
     def _end_lines(self) -> Iterator[str]:
+        yield "# Told anew: the places that k and v were read from would stay in registers through the loops."
+        yield "places = tl.arange(0, BLOCK_N)"
+        yield "inside = (places < kv_len - tile * BLOCK_N)[:, None]"
         for product in self.plan.products:
             is_dv = product.operand is Operand.GRADIENT
             pointer = OUTPUTS[product.name]
@@ -167,9 +170,10 @@ class QueriesText(TileText):
             head_dim = self.plan.spec.v_head_dim if is_dv else self.plan.spec.head_dim
             if not is_dv:
                 yield f"{product.name} = {product.name} * sm_scale"
-            tile = f"{pointer} + offs_n[:, None].to(tl.int64) * {row} + {columns}[None, :] * {column}"
+            yield f"{pointer} += tl.cast(tile * BLOCK_N, tl.int64) * {row}"
+            tile = f"{pointer} + places[:, None].to(tl.int64) * {row} + {columns}[None, :] * {column}"
             yield f"{product.name}_tile = {tile}"
-            store = " & ".join(("key_ok[:, None]", *self.d_mask(f"{columns}[None, :]", head_dim)))
+            store = " & ".join(("inside", *self.d_mask(f"{columns}[None, :]", head_dim)))
             yield f"tl.store({product.name}_tile, {product.name}.to({pointer}.dtype.element_ty), mask={store})"
 
 
