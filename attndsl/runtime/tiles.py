@@ -39,7 +39,8 @@ class Shape(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Tiles up to a padded head dimension: where bounds tell what of a tile takes part, and where it has to look."""
+    """Tiles up to a padded head dimension: where bounds tell what of a tile takes part, and where it has to look or
+    turns its products, which takes registers."""
 
     head_dim: int
     bounded: TileShape
@@ -61,7 +62,7 @@ _HALF: dict[str, dict[Shape, tuple[Row, ...]]] = {
         ),
         Shape.QUERIES: (
             Row(64, TileShape(32, 128, 8, 2), TileShape(32, 128, 8, 2)),
-            Row(128, TileShape(32, 64, 8, 2), TileShape(32, 64, 8, 2)),
+            Row(128, TileShape(16, 128, 8, 2), TileShape(32, 64, 8, 2)),
             Row(256, TileShape(16, 32, 8, 1), TileShape(16, 32, 8, 1)),
         ),
         Shape.DIAGONAL: (Row(256, TileShape(32, 32, 4, 1), TileShape(32, 32, 4, 1)),),
@@ -91,13 +92,13 @@ _HALF: dict[str, dict[Shape, tuple[Row, ...]]] = {
             Row(256, TileShape(64, 32, 4, 2), TileShape(64, 32, 4, 2)),
         ),
         Shape.KEYS: (
-            Row(64, TileShape(128, 64, 8, 2), TileShape(128, 64, 8, 2)),
+            Row(64, TileShape(128, 32, 8, 2), TileShape(128, 32, 8, 2)),
             Row(128, TileShape(128, 64, 8, 2), TileShape(128, 32, 8, 2)),
             Row(256, TileShape(64, 32, 4, 1), TileShape(64, 32, 4, 1)),
         ),
         Shape.QUERIES: (
-            Row(64, TileShape(64, 128, 8, 2), TileShape(64, 128, 8, 2)),
-            Row(128, TileShape(32, 128, 8, 2), TileShape(32, 128, 8, 2)),
+            Row(64, TileShape(64, 128, 8, 2), TileShape(32, 128, 8, 2)),
+            Row(128, TileShape(32, 128, 8, 2), TileShape(32, 128, 8, 1)),
             Row(256, TileShape(16, 64, 8, 1), TileShape(16, 64, 8, 1)),
         ),
         Shape.DIAGONAL: (Row(256, TileShape(64, 64, 4, 1), TileShape(64, 64, 4, 1)),),
@@ -132,7 +133,7 @@ def default_tile(family: str, plan: KernelPlan) -> TileShape:
     head_dim = padded(max(spec.head_dim, spec.v_head_dim))
     rows = _FULL if spec.dtype == "fp32" else _HALF[family][_shape(plan)]
     row = next(row for row in rows if head_dim <= row.head_dim)
-    return row.bounded if plan.seen_are_bounded else row.searching
+    return row.bounded if plan.seen_are_bounded and not plan.mirrors else row.searching
 
 
 def _shape(plan: KernelPlan) -> Shape:
