@@ -211,6 +211,12 @@ class KernelPlan:
         is_plain = self.score is build.SCORE and self.gather is Gather.WALK
         return is_plain and self.spec.fast and peaks_are_plain and not _has_bare_score(self)
 
+    @property
+    def scales_exponents(self) -> bool:
+        """Whether there is an exponent the scale joins."""
+        values = postorder(*self.pair_values)
+        return self.scales_late and any(self.base_of_exponential(value) is not None for value in values)
+
     def base_of_exponential(self, node: Expr) -> RowValue | None:
         """R of `exp(score - R)`, which is 0 at a score of -inf if R is finite; `None` of any other value."""
         match node:

@@ -70,7 +70,14 @@ class KeysText(TileText):
         )
         # Rows that are live by one range or another say nothing of each.
         guards_ranges = plan.guards_rows or len(plan.walk.ranges) > 1
-        printer = WalkPrinter(self.printer, self.program_names, self.own_names, self.hoisted, guards_ranges)
+        printer = WalkPrinter(
+            self.printer,
+            self.program_names,
+            self.own_names,
+            self.hoisted,
+            guards_ranges,
+            tells_seen=plan.seen_are_bounded,
+        )
         self.walk = printer.text(plan.walk)
         self.edge = "    " if plan.solve is None else "        "
         self.pad = self.edge + "    " if self.walk.loop else self.edge
@@ -134,7 +141,7 @@ class KeysText(TileText):
             head = "h" if rows == "m" else "kv_h"
             yield f"{tensor} += b.to(tl.int64) * stride_{name}b + {head}.to(tl.int64) * stride_{name}h"
         yield "row_base = pid.to(tl.int64) // tiles * q_len"
-        if self.plan.scales_late:
+        if self.plan.scales_exponents:
             yield "qk_scale = sm_scale * LOG2E"
         if self.plan.spec.offset_per_batch:
             yield f"q_offset = tl.load(Q_offset + b){'.to(tl.int32)' if self.plan.spec.fast else ''}"

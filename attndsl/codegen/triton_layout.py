@@ -11,8 +11,11 @@ LINE_LENGTH = 120
 def wrapped(line: str, indent: int) -> Iterator[str]:
     """A statement as a formatter breaks it: the address of a read that is too long stands on lines of its own."""
     opening, load, rest = line.partition(" = tl.load(")
-    if indent + len(line) <= LINE_LENGTH or not load:
+    if indent + len(line) <= LINE_LENGTH:
         yield line
+        return
+    if not load:
+        yield from _call(line, indent)
         return
     address, cast, dtype = rest.rpartition(").to(")
     yield opening + load
@@ -21,6 +24,23 @@ def wrapped(line: str, indent: int) -> Iterator[str]:
     else:
         yield from _terms(address)
     yield cast + dtype
+
+
+def _call(line: str, indent: int) -> Iterator[str]:
+    """A statement that is one call: its arguments on a line of their own, or each on its line."""
+    (statement,) = ast.parse(line).body
+    if not (isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Call)):
+        yield line
+        return
+    call = statement.value
+    arguments = [line[part.col_offset : part.end_col_offset] for part in (*call.args, *call.keywords)]
+    together = ", ".join(arguments)
+    yield line[: call.func.end_col_offset] + "("
+    if indent + 4 + len(together) <= LINE_LENGTH:
+        yield f"    {together}"
+    else:
+        yield from (f"    {argument}," for argument in arguments)
+    yield ")"
 
 
 def _terms(address: str) -> Iterator[str]:

@@ -34,7 +34,13 @@ class QueriesText(TileText):
     def __init__(self, plan: KernelPlan) -> None:
         super().__init__(plan, (plan.mask, plan.score, *plan.pair_values))
         printer = WalkPrinter(
-            self.printer, self.program_names, self.own_names, self.hoisted, guards_ranges=True, frame=ROW_FRAME
+            self.printer,
+            self.program_names,
+            self.own_names,
+            self.hoisted,
+            guards_ranges=True,
+            frame=ROW_FRAME,
+            tells_seen=plan.seen_are_bounded,
         )
         self.walk = printer.text(plan.walk)
         self.pad = "            " if self.walk.loop else "        "
@@ -87,7 +93,7 @@ class QueriesText(TileText):
             name, rows = TENSORS[tensor]
             head = "" if rows == "m" else f" + kv_h.to(tl.int64) * stride_{name}h"
             yield f"{tensor} += b.to(tl.int64) * stride_{name}b{head}"
-        if self.plan.scales_late:
+        if self.plan.scales_exponents:
             yield "qk_scale = sm_scale * LOG2E"
         if self.plan.spec.offset_per_batch:
             yield f"q_offset = tl.load(Q_offset + b){'.to(tl.int32)' if self.plan.spec.fast else ''}"

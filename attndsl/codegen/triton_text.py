@@ -242,7 +242,7 @@ class TileText:
             is_spread = scope_of(axes_of(value)) is not Scope.TILE
             text = f"tl.zeros_like(s) + {text}" if is_spread else text
             if has_live and not self.vanishes(value):
-                yield f"{name} = tl.where(live, {text}, 0.0)"
+                yield from wrapped(f"{name} = tl.where(live, {text}, 0.0)", indent)
             elif text != name:
                 yield f"{name} = {text}"
 

@@ -114,6 +114,7 @@ class WalkPrinter:
     own_names: Mapping[Expr, str]
     loads: LoadStyle
     guards_ranges: bool
+    tells_seen: bool = True
     frame: Frame = KEY_FRAME
 
     def text(self, walk: KeyWalk) -> WalkText:
@@ -160,7 +161,7 @@ class WalkPrinter:
             yield "# A window is empty for all of the tile or for none."
             first, last = (self._moving(side) for side in (keys.lower, keys.upper))
             yield f"{hi} = tl.where({first} <= {last}, {hi}, {lo})"
-        if keys.cover is not Cover.UNKNOWN and keys.lower and is_one:
+        if self.tells_seen and keys.cover is not Cover.UNKNOWN and keys.lower and is_one:
             yield f"{SEEN_LO} = {lo}"
         if keys.lower:
             yield f"{lo} = {lo} // {block} * {block}"

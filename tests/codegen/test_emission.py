@@ -10,13 +10,16 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
+from normalizers import row
 from strategies import Case, affine_masks, cases
 
+from attndsl.analysis.streaming import Streaming, stream
 from attndsl.codegen.names import KERNEL_NAMES
 from attndsl.codegen.placement import Statement
 from attndsl.codegen.plan import Emitted, Specialisation
@@ -41,6 +44,9 @@ SPECIALISATIONS = st.builds(
     st.booleans(),
     st.booleans(),
 )
+NORMALIZED = cases(tensor_offsets=True, row=row)
+STEPS = ("start_n", "start_m", "step")
+"""What counts the tiles of a loop."""
 TEXTS = {
     "general": (
         "attention general(width: int, table: tensor[H, N], sink: tensor[H, M]) {"
@@ -59,6 +65,20 @@ TEXTS = {
         "  mask kv_idx <= q_idx and (kv_idx < first or q_idx - kv_idx < width) }",
         Specialisation("bf16", 64, 64),
     ),
+    "learned": (
+        "attention learned(width: int, slopes: tensor[H], bias: tensor[H, D], kinds: int tensor[N],"
+        "                  table: tensor[S, S], sink: tensor[H]) {"
+        "  mask kv_idx <= q_idx and q_idx - kv_idx < width"
+        "  score score - slopes[h] * float(q_idx - kv_idx) + bias[h, q_idx - kv_idx]"
+        "        + table[kinds[q_idx], kinds[kv_idx]]"
+        "  normalizer softmax(sink = sink[h]) }",
+        Specialisation("bf16", 64, 64),
+    ),
+    "rectified": (
+        "attention rectified(rate: tensor[N]) { mask kv_idx <= q_idx let r = max(score, 0.0)"
+        "  normalizer r / row_sum(r) weight weight * rate[kv_idx] }",
+        Specialisation("bf16", 64, 64),
+    ),
     "thresholds": (
         "attention thresholds() { mask kv_idx <= q_idx normalizer sparsemax() }",
         Specialisation("bf16", 64, 64),
@@ -72,6 +92,18 @@ USUAL = Specialisation()
 
 def emit(variant: Variant, spec: Specialisation = USUAL, kernel: str = "forward") -> Emitted:
     return Compilation(variant).kernel(kernel, spec)
+
+
+def kernels_of(variant: Variant, spec: Specialisation = USUAL) -> list[Emitted]:
+    """Every kernel of a variant, in the order they run, with the gradients of all it may learn."""
+    compilation, spec = Compilation(variant), learning_all(variant, spec)
+    return [compilation.kernel(name, spec) for name in compilation.derivation.kernels]
+
+
+def learning_all(variant: Variant, spec: Specialisation) -> Specialisation:
+    """The gradients of everything a variant may learn."""
+    learnt = (param.name for param in variant.params if isinstance(param, TensorParam) and param.dtype.is_float)
+    return replace(spec, gradients=frozenset(learnt))
 
 
 def examples() -> list[Variant]:
@@ -88,10 +120,10 @@ def names_in(*nodes: ast.AST) -> set[str]:
 
 
 def key_loops(emitted: Emitted) -> Iterator[tuple[str, ast.For]]:
-    """The loops over key tiles, with the comment above each."""
+    """The loops over tiles of keys or of queries, with the comment above each."""
     lines = emitted.text.splitlines()
     for node in ast.walk(kernel_of(emitted)):
-        if isinstance(node, ast.For) and isinstance(node.target, ast.Name) and node.target.id == "start_n":
+        if isinstance(node, ast.For) and isinstance(node.target, ast.Name) and node.target.id in STEPS:
             yield lines[node.lineno - 2].strip(), node
 
 
@@ -116,15 +148,39 @@ def test_kernel(name: str, golden: Callable[..., None]) -> None:
     golden(emit(parse(text, "golden.attn")[0], spec).text, "triton", name=name, suffix=".py")
 
 
+@pytest.mark.parametrize("name", ["learned", "rectified", "thresholds"])
+def test_backward_kernels(name: str, golden: Callable[..., None]) -> None:
+    """Each kernel of a variant with its gradients, statistics and sums of rows among them."""
+    text, spec = TEXTS[name]
+    for emitted in kernels_of(parse(text, "golden.attn")[0], spec):
+        if emitted.plan.kernel != "forward":
+            golden(emitted.text, "triton", name=f"{name}.{emitted.plan.kernel}", suffix=".py")
+
+
+def test_goldens_have_every_kernel() -> None:
+    """The texts reach each kind of kernel there is."""
+    met = {emitted.plan.kernel for text, spec in TEXTS.values() for emitted in kernels_of(parse(text)[0], spec)}
+    assert met >= {
+        "forward",
+        "statistics",
+        "backward_rows",
+        "backward_dq",
+        "backward_dkv",
+        "backward_diagonal",
+        "backward_pairs",
+    }
+
+
 def test_two_processes_print_the_same_bytes() -> None:
     script = textwrap.dedent(
         """
         import sys
-        from test_emission import TEXTS, emit, examples, parse
-        for variant in examples():
-            sys.stdout.write(emit(variant).text)
-        for text, spec in TEXTS.values():
-            sys.stdout.write(emit(parse(text)[0], spec).text)
+        from test_emission import TEXTS, USUAL, examples, kernels_of, parse
+        subjects = [(variant, USUAL) for variant in examples()]
+        subjects += [(parse(text)[0], spec) for text, spec in TEXTS.values()]
+        for variant, spec in subjects:
+            for emitted in kernels_of(variant, spec):
+                sys.stdout.write(emitted.text)
         """
     )
     here = Path(__file__).parent
@@ -139,15 +195,16 @@ def test_two_processes_print_the_same_bytes() -> None:
         for seed in ("1", "2")
     ]
     assert printed[0] == printed[1]
-    assert printed[0].count(b"\ndef forward(") == len(examples()) + len(TEXTS)
+    for kernel in (b"forward", b"backward_dq", b"backward_dkv"):
+        assert printed[0].count(b"\ndef " + kernel + b"(") == len(examples()) + len(TEXTS)
 
 
 @pytest.mark.skipif(shutil.which("ruff", path=str(Path(sys.executable).parent)) is None, reason="needs ruff")
 def test_a_formatter_and_a_linter_have_nothing_to_say(tmp_path: Path) -> None:
-    for name, (text, spec) in TEXTS.items():
-        (tmp_path / f"{name}.py").write_text(emit(parse(text)[0], spec).text, encoding="utf-8")
-    for variant in examples():
-        (tmp_path / f"{variant.name}.py").write_text(emit(variant).text, encoding="utf-8")
+    subjects = [(parse(text)[0], spec) for text, spec in TEXTS.values()]
+    for variant, spec in (*subjects, *((variant, USUAL) for variant in examples())):
+        for emitted in kernels_of(variant, spec):
+            (tmp_path / f"{variant.name}_{emitted.plan.kernel}.py").write_text(emitted.text, encoding="utf-8")
     ruff = str(Path(sys.executable).parent / "ruff")
     for command in (["format", "--check", "--line-length", "120"], ["check", "--select", "F,E9"]):
         done = subprocess.run([ruff, *command, "--isolated", str(tmp_path)], capture_output=True, text=True)
@@ -155,30 +212,43 @@ def test_a_formatter_and_a_linter_have_nothing_to_say(tmp_path: Path) -> None:
 
 
 @RANDOM
-@given(st.one_of(cases(tensor_offsets=True), affine_masks()), SPECIALISATIONS)
+@given(st.one_of(cases(tensor_offsets=True), affine_masks(), NORMALIZED), SPECIALISATIONS)
 def test_random_programs_are_python_over_known_names(case: Case, spec: Specialisation) -> None:
-    emitted = emit(case.variant, spec)
+    assume(isinstance(stream(Compilation(case.variant).program), Streaming))
+    for emitted in kernels_of(case.variant, spec):
+        check_names(emitted)
+
+
+def check_names(emitted: Emitted) -> None:
     kernel, plan = kernel_of(emitted), emitted.plan
     stages = (plan.placement, plan.peaks, plan.rest, plan.last)
     statements = named(*(part.statements for part in stages)) - {"p", "ds", "divisor"}
     arguments = {arg.arg for arg in kernel.args.args}
     helpers = {node.name for node in ast.parse(emitted.text).body if isinstance(node, ast.FunctionDef)}
     ends = {name for name in names_in(kernel) if re.fullmatch(r"(key|full)_(lo|hi)_\d", name)}
-    assert names_in(kernel) - (KERNEL_NAMES | statements | arguments | helpers | ends) == set()
+    statistics = {name for part in plan.statistics for name in (part.name, part.grown.name)} | set(plan.kept)
+    assert names_in(kernel) - (KERNEL_NAMES | statements | statistics | arguments | helpers | ends) == set()
     assert not statements & (KERNEL_NAMES | arguments | ends)
 
 
 @RANDOM
-@given(st.one_of(cases(), affine_masks()), SPECIALISATIONS)
+@given(st.one_of(cases(), affine_masks(), NORMALIZED), SPECIALISATIONS)
 def test_full_tiles_know_nothing_of_the_mask(case: Case, spec: Specialisation) -> None:
-    emitted = emit(case.variant, spec)
+    assume(isinstance(stream(Compilation(case.variant).program), Streaming))
+    for emitted in kernels_of(case.variant, spec):
+        check_full_tiles(emitted)
+
+
+def check_full_tiles(emitted: Emitted) -> None:
     allowed = {"offs_d", "offs_dv"} | ({"seen"} if emitted.plan.hides_keys else set())
-    score = named(emitted.plan.placement.full_walked, emitted.plan.placement.full_tile) | {"s"}
+    hidden = {"live"} if emitted.plan.hides_keys else set()
+    # What is written pair by pair stays inside of the tensor it is written to.
+    score = named(emitted.plan.placement.full_walked, emitted.plan.placement.full_tile) | {"s", "inside"}
     for loop in full_loops(emitted):
         for line in loop.body:
             if isinstance(line, ast.Assign) and names_in(*line.targets) & score:
                 continue
-            assert not names_in(line) & {"live", "kv_len", "q_len", "row_ok"}, ast.unparse(line)
+            assert not (names_in(line) - hidden) & {"live", "kv_len", "q_len", "row_ok"}, ast.unparse(line)
             masks = [keyword.value for load in loads_in(line) for keyword in load.keywords if keyword.arg == "mask"]
             assert names_in(*masks) <= allowed, ast.unparse(line)
 

@@ -153,7 +153,7 @@ def test_gradients(name: str) -> None:
     "name",
     ["causal", "documents", "documents unsorted", "first keys and a window", "strided", "every kind at once"],
 )
-def test_every_walk_gives_the_same_bits(name: str) -> None:
+def test_every_walk_gives_the_same(name: str) -> None:
     subject = SUBJECTS[name]
     check_gradient_walks(subject.program, subject.program.call(*subject.tensors))
 
