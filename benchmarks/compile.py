@@ -38,7 +38,7 @@ def reports(case: Case, target: str, head_dim: int) -> list[Row]:
                 "spilled bytes": kernel.spilled_bytes,
                 "shared bytes": kernel.shared_bytes,
                 "wgmma": wgmma,
-                MISSED: kernel.spilled_bytes > 0 or (needs_wgmma and wgmma == 0),
+                MISSED: kernel.spilled_bytes != 0 or (needs_wgmma and wgmma == 0),
             }
         )
     return rows

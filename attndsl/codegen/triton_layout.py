@@ -33,7 +33,8 @@ def _call(line: str, indent: int) -> Iterator[str]:
         yield line
         return
     call = statement.value
-    arguments = [line[part.col_offset : part.end_col_offset] for part in (*call.args, *call.keywords)]
+    parts: tuple[ast.expr | ast.keyword, ...] = (*call.args, *call.keywords)
+    arguments = [line[part.col_offset : part.end_col_offset] for part in parts]
     together = ", ".join(arguments)
     yield line[: call.func.end_col_offset] + "("
     if indent + 4 + len(together) <= LINE_LENGTH:

@@ -225,7 +225,7 @@ def check_names(emitted: Emitted) -> None:
     statements = named(*(part.statements for part in stages)) - {"p", "ds", "divisor"}
     arguments = {arg.arg for arg in kernel.args.args}
     helpers = {node.name for node in ast.parse(emitted.text).body if isinstance(node, ast.FunctionDef)}
-    ends = {name for name in names_in(kernel) if re.fullmatch(r"(key|full)_(lo|hi)_\d", name)}
+    ends = {name for name in names_in(kernel) if re.fullmatch(r"(key|row|full)_(lo|hi)_\d|p_\d", name)}
     statistics = {name for part in plan.statistics for name in (part.name, part.grown.name)} | set(plan.kept)
     assert names_in(kernel) - (KERNEL_NAMES | statements | statistics | arguments | helpers | ends) == set()
     assert not statements & (KERNEL_NAMES | arguments | ends)
