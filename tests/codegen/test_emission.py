@@ -225,9 +225,10 @@ def check_names(emitted: Emitted) -> None:
     statements = named(*(part.statements for part in stages)) - {"p", "ds", "divisor"}
     arguments = {arg.arg for arg in kernel.args.args}
     helpers = {node.name for node in ast.parse(emitted.text).body if isinstance(node, ast.FunctionDef)}
-    ends = {name for name in names_in(kernel) if re.fullmatch(r"(key|row|full)_(lo|hi)_\d|p_\d", name)}
+    ends = {name for name in names_in(kernel) if re.fullmatch(r"(key|row|full)_(lo|hi)_\d", name)}
+    numbered = {name for name in names_in(kernel) if re.fullmatch(r"(p|acc|scale|alpha|shift)_\d", name)}
     statistics = {name for part in plan.statistics for name in (part.name, part.grown.name)} | set(plan.kept)
-    assert names_in(kernel) - (KERNEL_NAMES | statements | statistics | arguments | helpers | ends) == set()
+    assert names_in(kernel) - (KERNEL_NAMES | statements | statistics | arguments | helpers | ends | numbered) == set()
     assert not statements & (KERNEL_NAMES | arguments | ends)
 
 
