@@ -29,7 +29,7 @@ from attndsl.runtime.agreement import check_agreement, check_weights
 from attndsl.runtime.aot import check_target, compile_for
 from attndsl.runtime.arguments import Call, check_call, check_plan
 from attndsl.runtime.autograd import cast_by_autocast
-from attndsl.runtime.backends import DTYPES, TARGETS, backend_named, check_kernel_shape, chosen, target_named
+from attndsl.runtime.backends import DTYPES, TARGETS, Backend, backend_named, check_kernel_shape, chosen, target_named
 from attndsl.runtime.facts import FactBook
 from attndsl.runtime.planner import BlockPlan, plan_blocks
 from attndsl.runtime.reports import CompileReport
@@ -93,7 +93,8 @@ class Attention:
         """
         wanted = wanted_statistics(return_aux)
         asked = backend_named(backend)
-        if all(isinstance(tensor, Tensor) for tensor in (q, k, v)):
+        # The reference says what a program means, autocasting or not.
+        if asked is not Backend.REFERENCE and all(isinstance(tensor, Tensor) for tensor in (q, k, v)):
             q, k, v = cast_by_autocast(q, k, v)
         call = self._checked(q, k, v, scale=scale, enable_gqa=enable_gqa, q_offset=q_offset)
         if blocks is not None:
