@@ -25,7 +25,7 @@ from attndsl.analysis.tiling import Tiling
 from attndsl.diagnostics import CallError, fail
 from attndsl.ir import build
 from attndsl.ir.nodes import Load, postorder
-from attndsl.ir.variant import Variant
+from attndsl.ir.variant import Origins, Variant
 from attndsl.runtime.arguments import Call
 from attndsl.runtime.checks import settle
 from attndsl.runtime.grants import Grants, grants_of
@@ -99,7 +99,7 @@ class FactBook:
         q_offset: int | Tensor,
     ) -> None:
         """Refuse (batch, heads, q_len, kv_len) on which the mask provably has no meaning; scores are left alone."""
-        mask = _mask_alone(source)
+        mask = _mask_alone(source, source.origins)
         box = call_box(*sizes, _offset_range(q_offset))
         refusals = check_call(mask, box, self.known(source, values), layouts(source, values)).refusals
         if refusals:
@@ -213,7 +213,7 @@ class FactBook:
 
 
 @lru_cache(maxsize=64)
-def _mask_alone(variant: Variant) -> Variant:
+def _mask_alone(variant: Variant, origins: Origins) -> Variant:
     return replace(variant, score=build.SCORE, normalizer=build.SCORE, weight=build.WEIGHT)
 
 
