@@ -298,7 +298,8 @@ def test_auto_is_the_reference_on_the_cpu_where_gradients_are_required() -> None
 
 
 @not_interpreted
-def test_native_kernels_run_without_triton() -> None:
+@pytest.mark.parametrize("setting", ["", "0"])
+def test_native_kernels_run_without_triton(setting: str) -> None:
     code = f"""
 import sys, torch, attndsl as ad
 (causal,) = ad.parse({CAUSAL!r})
@@ -306,7 +307,8 @@ q = torch.ones(1, 1, 4, 16)
 assert causal(q, q, q).shape == q.shape
 print("triton" in sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    environment = {**os.environ, "TRITON_INTERPRET": setting}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == "False"
 
 

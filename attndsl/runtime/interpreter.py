@@ -17,7 +17,7 @@ from attndsl.diagnostics import UnsupportedError, fail
 
 def is_interpreting() -> bool:
     """Whether `TRITON_INTERPRET=1` is set; refused where triton was imported before it was."""
-    if "triton" not in sys.modules and "TRITON_INTERPRET" not in os.environ:
+    if "triton" not in sys.modules and os.environ.get("TRITON_INTERPRET", "") in ("", "0"):
         return False  # triton takes its time to import, and CPU kernels do without
     import triton
     import triton.language as tl

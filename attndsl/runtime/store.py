@@ -130,10 +130,8 @@ def _execute(path: Path, text: str, interpret: bool) -> ModuleType:
     module.__file__ = str(path)
     # Triton asks `inspect` for the source; without a time stamp `linecache` never looks at the file again.
     linecache.cache[str(path)] = (len(text), None, text.splitlines(keepends=True), str(path))
-    before = triton.knobs.runtime.interpret
-    triton.knobs.runtime.interpret = interpret
-    try:
+    # The setting is an environment variable too, which child processes inherit: the scope puts both back.
+    with triton.knobs.runtime.scope():
+        triton.knobs.runtime.interpret = interpret
         exec(compile(text, str(path), "exec", dont_inherit=True), module.__dict__)
-    finally:
-        triton.knobs.runtime.interpret = before
     return module

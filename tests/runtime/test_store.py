@@ -64,6 +64,13 @@ def test_a_process_loads_a_module_once(folder: Path) -> None:
     assert not files(folder)
 
 
+@pytest.mark.parametrize("interpret", [False, True])
+def test_loading_leaves_the_environment_alone(interpret: bool, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    load_module(TEXT, "forward", interpret)
+    assert "TRITON_INTERPRET" not in os.environ
+
+
 def test_a_second_process_reads_the_file_of_the_first(folder: Path) -> None:
     path = Path(load_module(TEXT, "forward", False).__file__ or "")
     os.utime(path, (1, 1))
