@@ -9,7 +9,15 @@ from attndsl.analysis.axes import axes_of
 from attndsl.analysis.streaming import LSE, Kind, Statistic, Term
 from attndsl.codegen.cpp_expr import CppPrinter
 from attndsl.codegen.cpp_names import cpp_name, cpp_symbols
-from attndsl.codegen.cpp_signature import ELEMENTS, arguments, integer_type, real_type
+from attndsl.codegen.cpp_signature import (
+    ELEMENTS,
+    MAX_SCORE,
+    arguments,
+    cpp_row_pointer,
+    integer_type,
+    real_type,
+    stored_rows,
+)
 from attndsl.codegen.cpp_text import HEADERS, PRODUCTS, TEMPLATE, environment, template_text
 from attndsl.codegen.cpp_walk import CppWalk
 from attndsl.codegen.placement import Statement
@@ -22,8 +30,6 @@ from attndsl.ir.ops import Op
 from attndsl.ir.printer import print_variant
 from attndsl.ir.rewrite import postorder
 from attndsl.ir.types import Axis
-
-MAX_SCORE = "max_score"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +84,7 @@ class ForwardText:
     end_program_lines: tuple[str, ...]
     end_lines: tuple[str, ...]
     out: str
-    lse: bool
+    stored: tuple[tuple[str, str], ...]
 
 
 def emit_forward(plan: KernelPlan) -> str:
@@ -154,7 +160,7 @@ class _Forward:
             end_program_lines=tuple(self._statements(self._renamed(sink.program), {})),
             end_lines=tuple(self._end_lines()),
             out=self._out(),
-            lse=self.streaming.lse is not None,
+            stored=tuple((cpp_row_pointer(name), name) for name in stored_rows(plan)),
         )
 
     def _expressions(self) -> Iterator[Expr]:
@@ -190,7 +196,17 @@ class _Forward:
 
     def _locals(self) -> Iterator[str]:
         """The arguments the text reads by name."""
-        own = {"Q", "K", "V", "Out", "Lse", "Max", "batch", "heads", "group", "Q_offset"}
+        own = {
+            "Q",
+            "K",
+            "V",
+            "Out",
+            *map(cpp_row_pointer, stored_rows(self.plan)),
+            "batch",
+            "heads",
+            "group",
+            "Q_offset",
+        }
         own |= {f"stride_{tensor}{axis}" for tensor in "qkvo" for axis in "bhmnd"}
         for argument in arguments(self.plan):
             if argument.name == "Q_offset":

@@ -21,7 +21,10 @@ _KEYWORDS = """
     requires return short signed sizeof static static_assert static_cast struct switch template this thread_local throw
     true try typedef typeid typename union unsigned using virtual void volatile wchar_t while xor xor_eq
 """
-_OTHERS = "b h q_idx kv_idx s q_offset q_len kv_len heads group sm_scale Q K V Out Lse Max Q_offset Table Table_rows"
+_OTHERS = """
+    b h q_idx kv_idx s q_offset q_len kv_len heads group sm_scale Q K V Out Lse Max lse max_score Q_offset
+    Table Table_rows
+"""
 
 
 @cache

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from enum import Enum
 
 from attndsl.analysis.bounds import Strategy
+from attndsl.analysis.streaming import LSE
 from attndsl.codegen.cpp_names import cpp_symbols
-from attndsl.codegen.plan import KernelPlan
+from attndsl.codegen.names import row_pointer
+from attndsl.codegen.plan import KernelPlan, is_maximum
 from attndsl.ir.variant import TensorParam
 
 ELEMENTS = {"fp32": "float", "fp16": "half", "bf16": "bfloat", "fp64": "double"}
@@ -35,6 +37,8 @@ STORAGES = {
 }
 """The C++ types of captured elements, by the name of their torch dtype."""
 
+MAX_SCORE = "max_score"
+"""The name of the largest score of a row, which every forward leaves."""
 
 STRIDE_AXES = {"q": "bhmd", "k": "bhnd", "v": "bhnd", "o": "bhmd"}
 """The axes of q, k, v and the output as their strides are named."""
@@ -63,7 +67,7 @@ def arguments(plan: KernelPlan) -> Iterator[Argument]:
     element, real = ELEMENTS[plan.spec.dtype], real_type(plan)
     yield from (_pointer(name, f"const {element}*") for name in ("Q", "K", "V"))
     yield _pointer("Out", f"{element}*")
-    yield from (_pointer(name, f"{real}*") for name in ("Lse", "Max"))
+    yield from (_pointer(cpp_row_pointer(name), f"{real}*") for name in stored_rows(plan))
     yield from (_long(f"stride_{tensor}{axis}") for tensor, axes in STRIDE_AXES.items() for axis in axes)
     yield from map(_long, ("batch", "heads", "group"))
     yield from map(_integer, ("q_len", "kv_len"))
@@ -73,6 +77,19 @@ def arguments(plan: KernelPlan) -> Iterator[Argument]:
         yield from (_pointer(name, "const int32_t*") for name in ("Table", "Table_rows"))
         yield from map(_long, ("stride_tb", "stride_th"))
     yield from _captured(plan)
+
+
+def stored_rows(plan: KernelPlan) -> tuple[str, ...]:
+    """The names of the row values a kernel writes: the largest score, and what a backward pass reads."""
+    streaming = plan.streaming
+    lse = () if streaming.lse is None else (LSE.name,)
+    peak = {part.name for part in streaming.statistics if is_maximum(part)}
+    return (*lse, MAX_SCORE, *(name for name in streaming.kept if name not in (*lse, *peak)))
+
+
+def cpp_row_pointer(name: str) -> str:
+    """The argument that points to the row values of that name."""
+    return "Max" if name == MAX_SCORE else row_pointer(name)
 
 
 def symbols(plan: KernelPlan) -> dict[str, str]:

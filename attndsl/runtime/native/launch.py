@@ -6,13 +6,23 @@ The record a kernel takes is packed from the call by name, in the order of `code
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from attndsl.codegen.cpp_signature import DEFAULT_STORAGE, STORAGES, STRIDE_AXES, arguments, symbols
+from attndsl.analysis.streaming import LSE
+from attndsl.codegen.cpp_signature import (
+    DEFAULT_STORAGE,
+    MAX_SCORE,
+    STORAGES,
+    STRIDE_AXES,
+    arguments,
+    cpp_row_pointer,
+    stored_rows,
+    symbols,
+)
 from attndsl.codegen.cpp_tiles import block_of
 from attndsl.codegen.plan import Emitted, KernelPlan
 from attndsl.ir.variant import Param, TensorParam, Variant
@@ -24,7 +34,7 @@ from attndsl.runtime.tables import TileTable
 from attndsl.runtime.tiles import TileShape
 
 NO_MEMORY = 1
-_POINTERS = ("Q", "K", "V", "Out", "Lse", "Max")
+_POINTERS = ("Q", "K", "V", "Out")
 _STRIDES = tuple(tuple(f"stride_{tensor}{axis}" for axis in axes) for tensor, axes in STRIDE_AXES.items())
 DTYPES = {**launch.DTYPES, torch.float64: "fp64"}
 
@@ -61,16 +71,24 @@ def tile_for(call: Call, plan: KernelPlan) -> TileShape:
 
 def forward(call: Call, emitted: Emitted, tile: TileShape, table: TileTable | None) -> Rows:
     """Run the forward kernel; `table` for a plan that walks one."""
-    ready = prepared(emitted.plan.variant, call)
-    rows = _allocate(ready)
-    if rows.max_score.numel():
-        _run(_kernel(emitted), ready, rows, table)
-    lse = None if emitted.plan.streaming.lse is None else rows.lse
-    return replace(rows, lse=lse, out=rows.out if call.v_head_dim else rows.out[..., :0])
+    ready, streaming = prepared(emitted.plan.variant, call), emitted.plan.streaming
+    shape = (call.batch, call.heads, call.q_len)
+    out = torch.empty((*shape, ready.v_head_dim), dtype=call.q.dtype)
+    rows = _rows(shape, ready, stored_rows(emitted.plan))
+    if rows[MAX_SCORE].numel():
+        _run(_kernel(emitted), ready, out, rows, table)
+    kept = {name: rows[name] if name in rows else rows[MAX_SCORE] for name in streaming.kept}
+    return Rows(out if call.v_head_dim else out[..., :0], rows.get(LSE.name), rows[MAX_SCORE], kept=kept)
 
 
-def _run(kernel: _Kernel, call: Call, rows: Rows, table: TileTable | None) -> None:
-    members = _members(call, rows, table)
+def _rows(shape: tuple[int, ...], call: Call, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """Row values a kernel will fill: in float32, of doubles in float64."""
+    exact = torch.promote_types(call.q.dtype, torch.float32)
+    return dict(zip(names, torch.empty((len(names), *shape), dtype=exact).unbind(), strict=True))
+
+
+def _run(kernel: _Kernel, call: Call, out: Tensor, rows: Mapping[str, Tensor], table: TileTable | None) -> None:
+    members = _members(call, out, rows, table)
     for param, name in kernel.params:
         members.update(_parameter(name, param, call.values[param.name]))
     record = kernel.record.pack(*map(members.__getitem__, kernel.order))
@@ -109,20 +127,12 @@ def _kernel(emitted: Emitted) -> _Kernel:
     return found
 
 
-def _allocate(call: Call) -> Rows:
-    """Outputs a kernel will fill; row statistics in float32, of doubles in float64."""
-    shape = (call.batch, call.heads, call.q_len)
-    exact = torch.promote_types(call.q.dtype, torch.float32)
-    out = torch.empty((*shape, call.v_head_dim), dtype=call.q.dtype)
-    return Rows(out, torch.empty(shape, dtype=exact), torch.empty(shape, dtype=exact))
-
-
-def _members(call: Call, rows: Rows, table: TileTable | None) -> dict[str, int | float]:
+def _members(call: Call, out: Tensor, rows: Mapping[str, Tensor], table: TileTable | None) -> dict[str, int | float]:
     """The members of the record that are no parameters, by name."""
-    assert rows.lse is not None
-    tensors = (call.q, call.k, call.v, rows.out, rows.lse, rows.max_score)
+    tensors = (call.q, call.k, call.v, out)
     members: dict[str, int | float] = dict(zip(_POINTERS, (tensor.data_ptr() for tensor in tensors), strict=True))
-    for names, tensor in zip(_STRIDES, tensors[:4], strict=True):
+    members.update((cpp_row_pointer(name), values.data_ptr()) for name, values in rows.items())
+    for names, tensor in zip(_STRIDES, tensors, strict=True):
         members.update(zip(names, tensor.stride(), strict=True))
     members["batch"], members["heads"], members["q_len"], _ = call.q.shape
     members["group"], members["kv_len"] = call.heads // call.kv_heads, call.kv_len
