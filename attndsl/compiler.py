@@ -30,7 +30,7 @@ from attndsl.ir.variant import Variant
 from attndsl.passes.pipeline import run_passes
 from attndsl.passes.transpose_mask import transpose_mask
 
-EMITTERS: dict[Target, Callable[[KernelPlan], str]] = {Target.TRITON: triton.emit, Target.CPP: cpp.emit_forward}
+EMITTERS: dict[Target, Callable[[KernelPlan], str]] = {Target.TRITON: triton.emit, Target.CPP: cpp.emit}
 """What prints the kernels of a target."""
 
 

@@ -27,10 +27,10 @@ from attndsl.runtime.arguments import Call
 from attndsl.runtime.engine import Chunk, Pieces, Task
 from attndsl.runtime.facts import FactBook, Facts
 from attndsl.runtime.gradients.captures import keys_of_chunk
-from attndsl.runtime.gradients.diagonals import tile_diagonals
+from attndsl.runtime.gradients.diagonals import by_distance, tile_diagonals
 from attndsl.runtime.launch import Launch, Rows
 from attndsl.runtime.native import launch as native
-from attndsl.runtime.tables import Lists
+from attndsl.runtime.tables import Lists, TileTable
 from attndsl.runtime.tiles import TileShape
 
 
@@ -103,6 +103,7 @@ class Kernels:
             {load: sums[name] for name, load in loads[which].items()}
             for which in (Structure.ROW, Structure.COLUMN, Structure.DIAGONAL)
         )
+        diagonals = {load: by_distance(tiles, call.q_len, call.kv_len) for load, tiles in diagonals.items()}
         return Pieces(dq, dk, dv, rows, columns, diagonals, self._chunks(call, spec, task, loads[Structure.PAIRS]))
 
     def _chunks(self, call: Call, spec: Specialisation, task: Task, loads: Mapping[str, Load]) -> Iterator[Chunk]:
@@ -119,7 +120,7 @@ class Kernels:
 
     def _spec(self, call: Call) -> Specialisation:
         return Specialisation(
-            dtype=launch.DTYPES[call.q.dtype],
+            dtype=native.DTYPES[call.q.dtype],
             head_dim=call.head_dim,
             v_head_dim=call.v_head_dim,
             fast=self.facts.fast if self.fast is None else self.fast,
@@ -138,6 +139,24 @@ class Kernels:
     ) -> dict[str, Tensor]:
         """Run a kernel; what it stores by name: of each row, of each key where it keeps keys, of each place of the
         diagonals of tiles, or of each pair with a `stretch` of keys."""
+        kernel, tile, table = self._planned(call, name, spec)
+        # What is written pair by pair is 0 where no tile is visited, and a call without queries or keys visits none.
+        make = call.q.new_zeros if kernel.plan.gather is Gather.PAIRS or not call.q_len else call.q.new_empty
+        dtype = torch.promote_types(call.q.dtype, torch.float32)
+        lead = (call.batch, call.heads)
+        stored = {
+            name: make((*lead, *self._shape(call, kernel, name, stretch)), dtype=dtype) for name in kernel.plan.stored
+        }
+        sizes = {"chunk_lo": stretch.start, "chunk_hi": stretch.stop}
+        if kernel.plan.gather is Gather.DIAGONAL:
+            sizes["diagonals"] = tile_diagonals(call.q_len, call.kv_len, tile.block_m)
+        given = {"Q": call.q, "K": call.k, "V": call.v, **tensors}
+        pointers = {row_pointer(name): value for name, value in (*rows.items(), *stored.items())}
+        self._launch(call, Launch(kernel, given, pointers, tile, table, sizes))
+        return stored
+
+    def _planned(self, call: Call, name: str, spec: Specialisation) -> tuple[Emitted, TileShape, TileTable | None]:
+        """A kernel, its tiles and its table; the kernel that walks all tiles where there is no table to be had."""
         compilation = self.compilation if is_forward(name) else self._extended
         kernel = compilation.kernel(name, spec)
         tile = self._tile(call, kernel)
@@ -148,22 +167,21 @@ class Kernels:
             )
             if table is None:
                 kernel = compilation.kernel(name, replace(spec, strategy=Strategy.DENSE))
-        sizes = {"chunk_lo": stretch.start, "chunk_hi": stretch.stop}
+        return kernel, tile, table
+
+    def _shape(self, call: Call, kernel: Emitted, name: str, stretch: range) -> tuple[int, ...]:
+        """The shape of what a kernel stores, of each batch and head."""
         match kernel.plan.gather:
             case Gather.WALK:
-                shape: tuple[int, ...] = (call.q_len if kernel.plan.side is Side.QUERIES else call.kv_len,)
+                return (call.q_len if kernel.plan.side is Side.QUERIES else call.kv_len,)
             case Gather.DIAGONAL:
-                sizes["diagonals"] = tile_diagonals(call.q_len, call.kv_len, tile.block_m)
-                shape = (sizes["diagonals"], tile.block_m, tile.block_n)
+                tile = self._tile(call, kernel)
+                return (tile_diagonals(call.q_len, call.kv_len, tile.block_m), tile.block_m, tile.block_n)
             case Gather.PAIRS:
-                shape = (call.q_len, len(stretch))
-        # What is written pair by pair is 0 where no tile is visited.
-        make = call.q.new_zeros if kernel.plan.gather is Gather.PAIRS else call.q.new_empty
-        stored = {name: make((call.batch, call.heads, *shape), dtype=torch.float32) for name in kernel.plan.stored}
-        given = {"Q": call.q, "K": call.k, "V": call.v, **tensors}
-        pointers = {row_pointer(name): value for name, value in (*rows.items(), *stored.items())}
-        launch.run(call, Launch(kernel, given, pointers, tile, table, sizes))
-        return stored
+                return (call.q_len, len(stretch))
+
+    def _launch(self, call: Call, task: Launch) -> None:
+        launch.run(call, task)
 
     def _tile(self, call: Call, kernel: Emitted) -> TileShape:
         tile = launch.tile_for(call, kernel.plan) if self.tile is None else self.tile
@@ -173,35 +191,68 @@ class Kernels:
 
 
 @dataclass(frozen=True)
-class NativeKernels:
-    """The native kernel of one variant for calls of one kind. `fast` and `strategy` override what a call suggests."""
-
-    compilation: Compilation
-    book: FactBook
-    facts: Facts
-    fast: bool | None = None
-    strategy: Strategy | None = None
+class NativeKernels(Kernels):
+    """The same in C++: one kernel passes over the keys as often as the statistics ask for, and one walk leaves the
+    gradients of q, k, v and captures together."""
 
     def forward(self, call: Call) -> Rows:
-        """The output and what is known of its rows."""
-        spec = Specialisation(
-            dtype=native.DTYPES[call.q.dtype],
-            head_dim=call.head_dim,
+        kernel, tile, table = self._planned(call, "forward", self._spec(call))
+        return native.forward(call, kernel, tile, table)
+
+    def backward(self, call: Call, task: Task) -> Pieces:
+        wanted, derivation = task.wanted, self._extended.derivation
+        call, dout = native.with_values(call, task.dout)
+        spec = replace(self._spec(call), gradients=frozenset(load.tensor for load in wanted.loads))
+        loads = {which: derivation.captured(spec, which) for which in Structure}
+        of_queries = wanted.q or bool(loads[Structure.ROW])
+        of_keys = wanted.k or wanted.v or bool(loads[Structure.COLUMN])
+        given, sums = {"DOut": dout}, dict[str, Tensor]()
+        made = {"DQ": torch.empty_like(call.q, memory_format=torch.contiguous_format)} if of_queries else {}
+        if of_keys:
+            made |= {
+                name: torch.zeros_like(of, memory_format=torch.contiguous_format)
+                for name, of in (("DK", call.k), ("DV", call.v))
+            }
+        which = {(True, True): "backward", (True, False): "backward_dq", (False, True): "backward_dkv"}
+        if made:
+            sums |= self._run(call, which[of_queries, of_keys], spec, given | made, task.rows)
+        if loads[Structure.DIAGONAL] and not (of_queries and of_keys):
+            sums |= self._run(call, "backward_diagonal", spec, given, task.rows)
+        found = {kind: {load: sums[name] for name, load in loads[kind].items() if name in sums} for kind in Structure}
+        return Pieces(
+            made.get("DQ"),
+            made.get("DK"),
+            made.get("DV"),
+            found[Structure.ROW],
+            found[Structure.COLUMN],
+            found[Structure.DIAGONAL],
+            self._chunks(call, spec, replace(task, dout=dout), loads[Structure.PAIRS]),
+        )
+
+    def _spec(self, call: Call) -> Specialisation:
+        return replace(
+            super()._spec(call),
             v_head_dim=max(call.v_head_dim, 1),
-            fast=self.facts.fast if self.fast is None else self.fast,
-            offset_per_batch=isinstance(call.q_offset, Tensor),
-            strategy=self.strategy,
             storages=native.storages(self.compilation.program, call),
             target=Target.CPP,
         )
-        kernel = self.compilation.kernel("forward", spec)
-        tile = native.tile_for(call, kernel.plan)
-        table = None
-        if kernel.plan.walk.strategy is Strategy.TABLE:
-            table = self.book.table(self.compilation.program, call, self.facts, (tile.block_m, tile.block_n))
-            if table is None:
-                kernel = self.compilation.kernel("forward", replace(spec, strategy=Strategy.DENSE))
-        return native.forward(call, kernel, tile, table)
+
+    def _shape(self, call: Call, kernel: Emitted, name: str, stretch: range) -> tuple[int, ...]:
+        match kernel.plan.structures.get(name, Structure.ROW):
+            case Structure.ROW:
+                return (call.q_len,)
+            case Structure.COLUMN:
+                return (call.kv_len,)
+            case Structure.DIAGONAL:
+                return (max(call.q_len + call.kv_len - 1, 0),)
+            case Structure.PAIRS:
+                return (call.q_len, len(stretch))
+
+    def _launch(self, call: Call, task: Launch) -> None:
+        native.run(native.prepared(task.kernel.plan.variant, call), task)
+
+    def _tile(self, call: Call, kernel: Emitted) -> TileShape:
+        return native.tile_for(call, kernel.plan)
 
 
 def is_forward(name: str) -> bool:
@@ -230,5 +281,5 @@ def attend(
         case Target.TRITON:
             rows = autograd.attend(Kernels(compilation, book, facts, sums), call)
         case Target.CPP:
-            rows = NativeKernels(compilation, book, facts).forward(call)
+            rows = autograd.attend(NativeKernels(compilation, book, facts, sums), call)
     return rows if tokens is None else order.restored(rows, tokens)

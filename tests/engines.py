@@ -25,7 +25,6 @@ from attndsl.ir.variant import Variant
 from attndsl.passes.pipeline import run_passes
 from attndsl.runtime.arguments import Call
 from attndsl.runtime.engine import Chunk, Pieces, Task
-from attndsl.runtime.gradients.diagonals import tile_diagonals
 from attndsl.runtime.launch import Rows
 
 SEED = build.row_value("seed")
@@ -117,15 +116,9 @@ class DenseEngine:
         return torch.where(live.any(-1), _value(self.streaming.lse, env, most[..., None])[..., 0], nothing)
 
     def _diagonals(self, pairs: Tensor) -> Tensor:
-        block, (q_len, kv_len) = self.block, pairs.shape[-2:]
-        columns = -(-kv_len // block)
-        padded = torch.nn.functional.pad(pairs, (0, -kv_len % block, 0, -q_len % block))
-        tiles = padded.unfold(-2, block, block).unfold(-2, block, block)
-        found = pairs.new_zeros(*pairs.shape[:2], tile_diagonals(q_len, kv_len, block), block, block)
-        for row in range(tiles.shape[2]):
-            for column in range(columns):
-                found[:, :, row - column + columns - 1] += tiles[:, :, row, column]
-        return found
+        q_len, kv_len = pairs.shape[-2:]
+        found = [pairs.diagonal(-distance, -2, -1).sum(-1) for distance in range(1 - kv_len, q_len)]
+        return torch.stack(found, -1)
 
     def _chunks(self, pairs: dict[Load, Tensor]) -> Iterator[Chunk]:
         length = next((found.shape[-1] for found in pairs.values()), 0)

@@ -1,7 +1,7 @@
 """Gradients through emitted kernels, held against autograd of the reference in float64.
 
 In: a program and a call. Out: gradients by name, `q`, `k`, `v` and captured tensors in backquotes, or an
-`AssertionError` that says which row is off. Kernels run in Triton's interpreter.
+`AssertionError` that says which row is off. Kernels are those of `launches`.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def backward(
     call: Call,
     *,
     fast: bool,
-    tile: TileShape = TILE,
+    tile: TileShape | None = TILE,
     strategy: Strategy | None = None,
     gradients: Cotangents | None = None,
 ) -> dict[str, Tensor]:
@@ -101,7 +101,7 @@ def check_gradients(
     k: Tensor,
     v: Tensor,
     *,
-    tile: TileShape = TILE,
+    tile: TileShape | None = TILE,
     note: str = "",
     fast: bool | None = None,
     tolerance: float | None = None,
@@ -128,7 +128,7 @@ def compare(found: Mapping[str, Tensor], exact: Mapping[str, Tensor], tolerance:
         assert_rows_close(gradient, other, allowed, f"gradient of {name}, {note}")
 
 
-def check_gradient_walks(subject: Program, call: Call, tile: TileShape = TILE, note: str = "") -> None:
+def check_gradient_walks(subject: Program, call: Call, tile: TileShape | None = TILE, note: str = "") -> None:
     """Every way to walk queries and keys gives the same gradients, up to the order tiles are added up in."""
     fast = subject.is_fast(call)
     usual = backward(subject, call, fast=fast, tile=tile)
@@ -147,7 +147,7 @@ def has_gradients(case: Case) -> bool:
     return isinstance(Compilation(case.variant).derivation.derivative, Backward)
 
 
-def check_gradient_case(case: Case, tile: TileShape = TILE) -> None:
+def check_gradient_case(case: Case, tile: TileShape | None = TILE) -> None:
     """The gradients of a random program; a failure prints it as text."""
     subject, tensors = Program(case.variant, case.values), case.inputs()
     check_gradients(subject, *tensors, tile=tile, note=repr(case), q_offset=case.q_offset)
@@ -155,7 +155,7 @@ def check_gradient_case(case: Case, tile: TileShape = TILE) -> None:
     check_gradient_poison(case, tile)
 
 
-def check_gradient_poison(case: Case, tile: TileShape = TILE) -> None:
+def check_gradient_poison(case: Case, tile: TileShape | None = TILE) -> None:
     """NaN in keys and values nobody of their (batch, key head) sees, in queries and gradients of rows that see none."""
     subject, tensors, places = Program(case.variant, case.values), case.inputs(), unseen(case)
     clean, dirty = (subject.call(*parts, q_offset=case.q_offset) for parts in (tensors, poisoned(tensors, *places)))
@@ -163,7 +163,7 @@ def check_gradient_poison(case: Case, tile: TileShape = TILE) -> None:
 
 
 def check_same_gradients(
-    subject: Program, clean: Call, dirty: Call, *, fast: bool, tile: TileShape = TILE, note: str = ""
+    subject: Program, clean: Call, dirty: Call, *, fast: bool, tile: TileShape | None = TILE, note: str = ""
 ) -> dict[str, Tensor]:
     """Two calls have the same gradients, where those of the outputs of the second are NaN in rows without a key too."""
     rows = subject.run(clean, fast=fast, tile=tile)

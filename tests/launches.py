@@ -38,6 +38,9 @@ interpreted = [pytest.mark.interpreter, pytest.mark.skipif(not INTERPRETING, rea
 on_kernels = [pytest.mark.interpreter] if INTERPRETING else []
 """The marks of every test that runs in both tiers: Triton's kernels in one, native ones in the other."""
 
+with_tiles = pytest.mark.skipif(not INTERPRETING, reason="native kernels have a tile of their own")
+"""The mark of tests about the tiles of Triton's kernels."""
+
 TILE = TileShape(16, 16, 4, 1) if INTERPRETING else None
 """Small tiles for small calls; native kernels have a tile of their own, which no one may choose."""
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -65,16 +68,15 @@ class Program:
     def run(
         self, call: Call, *, fast: bool, tile: TileShape | None = TILE, strategy: Strategy | None = None
     ) -> launch.Rows:
-        """One forward, by native kernels without a `tile`; `strategy` is the walk, by default the mask's."""
-        if tile is None:
-            return NativeKernels(self._compilation, _Tables(), Facts(fast), fast, strategy).forward(call)
+        """One forward; `strategy` is the walk, by default the mask's."""
         return self.kernels(call, fast=fast, tile=tile, strategy=strategy).forward(call)
 
     def kernels(
         self, call: Call, *, fast: bool, tile: TileShape | None = TILE, strategy: Strategy | None = None
     ) -> Kernels:
-        """The Triton kernels of the program for a call."""
-        return Kernels(self._compilation, _Tables(), Facts(fast), (), fast, strategy, tile)
+        """The kernels of the program for a call: native ones without a `tile`."""
+        kernels = NativeKernels if tile is None else Kernels
+        return kernels(self._compilation, _Tables(), Facts(fast), (), fast, strategy, tile)
 
     def walks(self) -> list[Strategy]:
         """The walks the mask allows besides the one its kernels take by default."""

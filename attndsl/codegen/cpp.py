@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from attndsl.analysis.axes import axes_of
 from attndsl.analysis.streaming import LSE, Kind, Statistic, Term
 from attndsl.codegen.cpp_expr import CppPrinter
-from attndsl.codegen.cpp_names import cpp_name, cpp_symbols
+from attndsl.codegen.cpp_gradients import emit_gradients
+from attndsl.codegen.cpp_names import cpp_name
 from attndsl.codegen.cpp_signature import (
     ELEMENTS,
     MAX_SCORE,
@@ -18,6 +19,7 @@ from attndsl.codegen.cpp_signature import (
     real_type,
     stored_rows,
 )
+from attndsl.codegen.cpp_signature import symbols as symbols_of
 from attndsl.codegen.cpp_text import HEADERS, PRODUCTS, TEMPLATE, environment, template_text
 from attndsl.codegen.cpp_walk import CppWalk
 from attndsl.codegen.placement import Statement
@@ -87,8 +89,13 @@ class ForwardText:
     stored: tuple[tuple[str, str], ...]
 
 
+def emit(plan: KernelPlan) -> str:
+    """The module text of a kernel; the same plan gives the same bytes."""
+    return emit_forward(plan) if plan.kernel == "forward" else emit_gradients(plan)
+
+
 def emit_forward(plan: KernelPlan) -> str:
-    """The module text of a forward kernel; the same plan gives the same bytes."""
+    """The module text of a forward kernel."""
     return environment().get_template(TEMPLATE).render(kernel=_Forward(plan).text())
 
 
@@ -96,7 +103,7 @@ class _Forward:
     """Prints one plan. Names are those of the field: `m_i`, `l_i`, `acc`."""
 
     def __init__(self, plan: KernelPlan) -> None:
-        symbols = cpp_symbols(plan.symbols)
+        symbols = symbols_of(plan)
         self.plan = replace(plan, symbols=symbols)
         self.streaming = plan.streaming
         placement = plan.placement

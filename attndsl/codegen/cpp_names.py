@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 
-from attndsl.codegen.cpp_text import HEADERS, PRODUCTS, TEMPLATE, template_text
+from attndsl.codegen.cpp_text import GRADIENTS, HEADERS, PRODUCTS, SUMS, TEMPLATE, template_text
 from attndsl.codegen.names import PREFIXES
 
 _KEYWORDS = """
@@ -22,7 +22,8 @@ _KEYWORDS = """
     true try typedef typeid typename union unsigned using virtual void volatile wchar_t while xor xor_eq
 """
 _OTHERS = """
-    b h q_idx kv_idx s q_offset q_len kv_len heads group sm_scale Q K V Out Lse Max lse max_score Q_offset
+    b h q_idx kv_idx s qk p ds dw q_offset q_len kv_len heads group sm_scale Q K V Out DOut DQ DK DV Lse Max lse
+    max_score Q_offset chunk_lo chunk_hi
     Table Table_rows
 """
 
@@ -30,13 +31,13 @@ _OTHERS = """
 @cache
 def taken_names() -> frozenset[str]:
     """Every word of the language, the headers and the template."""
-    text = "\n".join(map(template_text, (*HEADERS, *PRODUCTS, TEMPLATE)))
+    text = "\n".join(map(template_text, (*HEADERS, *PRODUCTS, SUMS, TEMPLATE, GRADIENTS)))
     return frozenset((*_KEYWORDS.split(), *_OTHERS.split(), *re.findall(r"[A-Za-z_]\w*", _without_comments(text))))
 
 
-def cpp_symbols(users: Iterable[str]) -> dict[str, str]:
-    """An identifier for each name of a user, in order; a name that clashes grows a `_`."""
-    taken = set(taken_names())
+def cpp_symbols(users: Iterable[str], own: Iterable[str] = ()) -> dict[str, str]:
+    """An identifier for each name of a user, in order; a name that clashes, also with the kernel's own, grows a `_`."""
+    taken = {*taken_names(), *own}
     names: dict[str, str] = {}
     for user in users:
         name = f"arg{user}" if user.startswith(PREFIXES) else user

@@ -1,6 +1,6 @@
 """The signature of a C++ kernel: one record of eight-byte members, in an order the plan fixes.
 
-    extern "C" int forward(const Arguments* arguments, Parallel parallel, int threads);
+    extern "C" int forward(const Arguments* arguments, Parallel parallel, int threads);  // named as the kernel
 
 In: a plan. Out: its `Argument`s, from which the printer writes `struct Arguments` and the launcher packs the record.
 `Parallel` runs tasks 0 to n - 1 on up to `threads` threads (`templates/cpp_pool.cpp`). A kernel returns 0, 1 where
@@ -17,7 +17,8 @@ from attndsl.analysis.bounds import Strategy
 from attndsl.analysis.streaming import LSE
 from attndsl.codegen.cpp_names import cpp_symbols
 from attndsl.codegen.names import row_pointer
-from attndsl.codegen.plan import KernelPlan, is_maximum
+from attndsl.codegen.plan import OUTPUTS, KernelPlan, is_maximum
+from attndsl.codegen.triton_signature import stride_names
 from attndsl.ir.variant import TensorParam
 
 ELEMENTS = {"fp32": "float", "fp16": "half", "bf16": "bfloat", "fp64": "double"}
@@ -39,9 +40,6 @@ STORAGES = {
 
 MAX_SCORE = "max_score"
 """The name of the largest score of a row, which every forward leaves."""
-
-STRIDE_AXES = {"q": "bhmd", "k": "bhnd", "v": "bhnd", "o": "bhmd"}
-"""The axes of q, k, v and the output as their strides are named."""
 
 
 class Member(Enum):
@@ -65,18 +63,25 @@ class Argument:
 def arguments(plan: KernelPlan) -> Iterator[Argument]:
     """The members of the record, in order."""
     element, real = ELEMENTS[plan.spec.dtype], real_type(plan)
-    yield from (_pointer(name, f"const {element}*") for name in ("Q", "K", "V"))
-    yield _pointer("Out", f"{element}*")
-    yield from (_pointer(cpp_row_pointer(name), f"{real}*") for name in stored_rows(plan))
-    yield from (_long(f"stride_{tensor}{axis}") for tensor, axes in STRIDE_AXES.items() for axis in axes)
+    written = {OUTPUTS[product.name] for product in plan.products}
+    for name in plan.tensors:
+        yield _pointer(name, f"{element}*" if name in written else f"const {element}*")
+    for name in row_pointers(plan):
+        yield _pointer(name, f"{real}*")
+    yield from (_long(stride) for tensor in plan.tensors for stride in stride_names(tensor))
     yield from map(_long, ("batch", "heads", "group"))
-    yield from map(_integer, ("q_len", "kv_len"))
+    yield from map(_integer, ("q_len", "kv_len", *plan.sizes))
     yield _pointer("Q_offset", "const int64_t*") if plan.spec.offset_per_batch else _integer("q_offset")
     yield _real("sm_scale")
     if plan.walk.strategy is Strategy.TABLE:
         yield from (_pointer(name, "const int32_t*") for name in ("Table", "Table_rows"))
         yield from map(_long, ("stride_tb", "stride_th"))
     yield from _captured(plan)
+
+
+def row_pointers(plan: KernelPlan) -> tuple[str, ...]:
+    """The pointers to values of rows: those read, then those written."""
+    return tuple(map(cpp_row_pointer, stored_rows(plan))) if plan.kernel == "forward" else plan.row_pointers
 
 
 def stored_rows(plan: KernelPlan) -> tuple[str, ...]:
@@ -94,7 +99,8 @@ def cpp_row_pointer(name: str) -> str:
 
 def symbols(plan: KernelPlan) -> dict[str, str]:
     """The identifiers of the parameters of a kernel, by name."""
-    return cpp_symbols(param.name for param in plan.params)
+    own = (*plan.kept, *(part.name for part in plan.statistics))
+    return cpp_symbols((param.name for param in plan.params), own)
 
 
 def real_type(plan: KernelPlan) -> str:

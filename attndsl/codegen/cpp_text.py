@@ -15,7 +15,10 @@ HEADERS = ("cpp_lanes.h", "cpp_storage.h", "cpp_math.h", "cpp_tiles.h")
 PRODUCTS = ("cpp_products.h", "cpp_amx.h")
 """The two products of a tile: on vectors, and of bfloats on matrix registers."""
 
-TEMPLATE = "forward.cpp.jinja"
+SUMS = "cpp_gradients.h"
+"""The products of gradients."""
+
+TEMPLATE, GRADIENTS = "forward.cpp.jinja", "gradients.cpp.jinja"
 
 
 @cache

@@ -108,9 +108,18 @@ class Derivation:
         pairs = ("backward_pairs",) if Structure.PAIRS in structures else ()
         return (*rows, "backward_dq", "backward_dkv", *diagonal, *pairs)
 
+    @property
+    def native_kernels(self) -> tuple[str, ...]:
+        """The names of the C++ kernels. `backward` leaves in one walk what those of q and of k and v leave in two."""
+        if isinstance(self.derivative, Refusal):
+            return ("forward",)
+        found = self.backward_kernels
+        place = found.index("backward_dq")
+        return ("forward", *found[:place], "backward", *found[place:])
+
     def kernels_of(self, target: Target) -> tuple[str, ...]:
         """The names of all kernels of a target, in the order they run."""
-        return ("forward",) if target is Target.CPP else self.kernels
+        return self.native_kernels if target is Target.CPP else self.kernels
 
     @property
     def kernels(self) -> tuple[str, ...]:
@@ -140,6 +149,10 @@ class Derivation:
             found[load] = build.apply(Op.ADD, found[load], more) if load in found else more
         return found
 
+    def structures(self, spec: Specialisation) -> dict[str, Structure]:
+        """What the sums of gradients are taken over, by name."""
+        return {name: which for which in Structure for name in self.captured(spec, which)} if spec.gradients else {}
+
     def captured(self, spec: Specialisation, structure: Structure) -> dict[str, Load]:
         """The elements of the tensors whose gradients are asked for, of one structure, by the names of their sums."""
         loads = (load for load in self.cotangents if isinstance(load, Load) and load.tensor in spec.gradients)
@@ -149,22 +162,20 @@ class Derivation:
 
 def plan_kernel(derivation: Derivation, name: str, spec: Specialisation) -> KernelPlan:
     """The plan of one of `derivation.kernels_of`; refused with reasons when the variant is outside what kernels do."""
-    if name in _BACKWARD and spec.target is Target.TRITON and isinstance(derivation.derivative, Refusal):
+    if name.startswith("backward") and isinstance(derivation.derivative, Refusal):
         raise UnsupportedError(derivation.derivative.reasons)
     if name not in derivation.kernels_of(spec.target):
         known = ", ".join(f"`{kernel}`" for kernel in derivation.kernels_of(spec.target))
         message = f"there is no kernel `{name}`"
         raise fail(CallError, "unknown-kernel", message, None, help=f"the kernels are {known}")
-    if spec.target is Target.CPP:
-        return _native(derivation, spec)
     if name == "forward":
-        return _forward(derivation, spec)
+        return (_native if spec.target is Target.CPP else _forward)(derivation, spec)
     if name in derivation.statistics_kernels:
         number = derivation.statistics_kernels.index(name)
         return _statistics(derivation, name, number, spec)
     if name == "row_outputs":
         return _row_outputs(derivation, spec)
-    return _BACKWARD[name](derivation, spec)
+    return (_NATIVE_BACKWARD if spec.target is Target.CPP else _BACKWARD)[name](derivation, spec)
 
 
 def _statistics(derivation: Derivation, name: str, number: int, spec: Specialisation) -> KernelPlan:
@@ -224,22 +235,39 @@ def _backward_rows(derivation: Derivation, spec: Specialisation) -> KernelPlan:
 
 def _backward_dq(derivation: Derivation, spec: Specialisation) -> KernelPlan:
     sums = _gradient_sums(derivation, spec, Structure.ROW)
-    product = Product("dq", derivation.cotangents[build.SCORE], Operand.KEY)
-    return _planned(derivation, "backward_dq", spec, Side.QUERIES, sums, (product,))
+    return _planned(derivation, "backward_dq", spec, Side.QUERIES, sums, _of_queries(derivation))
 
 
 def _backward_dkv(derivation: Derivation, spec: Specialisation) -> KernelPlan:
+    """A program keeps keys; of the native kernel it keeps queries, and a task of several programs sums for the keys."""
     sums = _gradient_sums(derivation, spec, Structure.COLUMN)
-    products = (
+    side = Side.QUERIES if spec.target is Target.CPP else Side.KEYS
+    return _planned(derivation, "backward_dkv", spec, side, sums, _of_keys(derivation))
+
+
+def _backward(derivation: Derivation, spec: Specialisation) -> KernelPlan:
+    structures = (Structure.ROW, Structure.COLUMN, Structure.DIAGONAL)
+    sums = tuple(part for which in structures for part in _gradient_sums(derivation, spec, which))
+    products = (*_of_keys(derivation), *_of_queries(derivation))
+    return _planned(derivation, "backward", spec, Side.QUERIES, sums, products)
+
+
+def _of_queries(derivation: Derivation) -> tuple[Product, ...]:
+    return (Product("dq", derivation.cotangents[build.SCORE], Operand.KEY),)
+
+
+def _of_keys(derivation: Derivation) -> tuple[Product, ...]:
+    return (
         Product("dv", derivation.over_products(derivation.backward.weight), Operand.GRADIENT),
         Product("dk", derivation.cotangents[build.SCORE], Operand.QUERY),
     )
-    return _planned(derivation, "backward_dkv", spec, Side.KEYS, sums, products)
 
 
 def _backward_diagonal(derivation: Derivation, spec: Specialisation) -> KernelPlan:
+    """Tiles of a diagonal are a program; of the native kernel they are like any others."""
     sums = _gradient_sums(derivation, spec, Structure.DIAGONAL)
-    return _planned(derivation, "backward_diagonal", spec, Side.QUERIES, sums, gather=Gather.DIAGONAL)
+    gather = Gather.WALK if spec.target is Target.CPP else Gather.DIAGONAL
+    return _planned(derivation, "backward_diagonal", spec, Side.QUERIES, sums, gather=gather)
 
 
 def _backward_pairs(derivation: Derivation, spec: Specialisation) -> KernelPlan:
@@ -254,6 +282,7 @@ _BACKWARD = {
     "backward_diagonal": _backward_diagonal,
     "backward_pairs": _backward_pairs,
 }
+_NATIVE_BACKWARD = {**_BACKWARD, "backward": _backward}
 
 
 def _over_products(derivation: Derivation, statistics: tuple[Statistic, ...]) -> tuple[Statistic, ...]:
@@ -324,6 +353,7 @@ def _planned(
         cheap_division=natural_divisions(roots) if spec.fast else frozenset(),
         branch_loads=branch_loads(program.score, *peaks, *rest),
         gather=gather,
+        structures=derivation.structures(spec),
         mask_origin=origin_of(program, program.mask),
         score_origin=origin_of(program, program.score),
     )

@@ -15,6 +15,7 @@ from attndsl.analysis.infinite import may_be_infinite
 from attndsl.analysis.proofs import Claim, Proof
 from attndsl.analysis.statistics import Kind, Statistic
 from attndsl.analysis.streaming import Streaming
+from attndsl.analysis.structure import Structure
 from attndsl.codegen.names import row_pointer
 from attndsl.codegen.placement import Placement, Side
 from attndsl.codegen.walk import KeyWalk
@@ -101,7 +102,7 @@ class KernelPlan:
     the live keys of a row. `cheap_division` are the `//` and `%` whose operands are never negative; `branch_loads` the
     captured reads whose index may be out of bounds even on a live pair, because they stand in a branch.
     `placement` is that of mask and score, `peaks` of what maxima are taken of, `rest` of everything after them, `last`
-    of what is computed after the walk.
+    of what is computed after the walk. `structures` says of each sum of gradients what it is taken over.
     """
 
     kernel: str
@@ -129,6 +130,7 @@ class KernelPlan:
     cheap_division: frozenset[Expr]
     branch_loads: frozenset[Expr]
     gather: Gather
+    structures: Mapping[str, Structure]
     mask_origin: str | None
     score_origin: str | None
 
@@ -172,7 +174,8 @@ class KernelPlan:
         """The pointers to tensors of four dimensions: what is read, what is written."""
         reads_gradient = self.reads_gradient or any(part.operand is Operand.GRADIENT for part in self.products)
         read = ("Q", "K", *(("V",) if self.reads_values else ()), *(("DOut",) if reads_gradient else ()))
-        return (*read, *(OUTPUTS[part.name] for part in self.products if part.name in OUTPUTS))
+        written = dict.fromkeys(OUTPUTS[part.name] for part in self.products if part.name in OUTPUTS)
+        return (*read, *written)
 
     @property
     def stored(self) -> tuple[str, ...]:

@@ -80,12 +80,6 @@ def _automatic(call: Call, program: Variant, sums: Sequence[RowSum]) -> Backend:
 
 def _native_gaps(call: Call, program: Variant, sums: Sequence[RowSum]) -> Iterator[tuple[str, str]]:
     """What CPU kernels do not do yet, as code and message: "auto" leaves such calls to the reference."""
-    learning = ", ".join(f"`{name}`" for name in _requiring_grad(call)) if torch.is_grad_enabled() else ""
-    if learning:
-        yield (
-            "no-backward-kernels",
-            f"native kernels are forward only for now, but gradients are required of {learning}",
-        )
     if any(isinstance(node, Solve) for node in postorder(program.normalizer)):
         yield "no-native-solve", f"native kernels do not solve rows, which the normalizer of `{program.name}` does"
     if sums:

@@ -57,9 +57,9 @@ class Pieces:
     """The gradients of q, k and v, and sums over pairs of the derivatives by captured elements, all in float32.
 
     Of the elements wanted, each is in the one mapping its `Structure` names: `rows` `[B, Hq, Nq]`, summed over the
-    keys; `columns` `[B, Hq, Nk]`, summed over the queries of each query head; `diagonals`, summed over the square tiles
-    of each diagonal of tiles as `runtime.gradients.diagonals` describes; `chunks`, which are taken once and in order, a
-    stretch of keys at a time. An element that is nowhere has no derivative.
+    keys; `columns` `[B, Hq, Nk]`, summed over the queries of each query head; `diagonals` `[B, Hq, Nq + Nk - 1]`,
+    summed over the pairs of each distance from row to key, both counted from 0, the first of them 1 - Nk; `chunks`,
+    which are taken once and in order, a stretch of keys at a time. An element that is nowhere has no derivative.
     """
 
     dq: Tensor | None = None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from gradients import backward, check_gradient_walks, check_gradients, check_same_gradients, learnt, leaves
-from launches import TILE, Program, Value, check, inputs, interpreted, program
+from launches import TILE, Program, Value, check, inputs, on_kernels, program, with_tiles
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -17,7 +17,7 @@ from attndsl.reference import live_pairs
 from attndsl.runtime import autograd, launch
 from attndsl.runtime.tiles import TileShape
 
-pytestmark = interpreted
+pytestmark = on_kernels
 
 NAN, INF = math.nan, math.inf
 
@@ -158,6 +158,7 @@ def test_every_walk_gives_the_same(name: str) -> None:
     check_gradient_walks(subject.program, subject.program.call(*subject.tensors))
 
 
+@with_tiles
 @pytest.mark.parametrize("name", ["window with an offset", "every kind at once"])
 @pytest.mark.parametrize("tile", [TileShape(16, 32, 4, 1), TileShape(32, 16, 4, 1)], ids=str)
 def test_tiles_that_are_not_square(name: str, tile: TileShape) -> None:
@@ -421,6 +422,7 @@ class Allocations(TorchDispatchMode):
         return found
 
 
+@with_tiles
 @pytest.mark.parametrize("name", ["causal", "learned slopes", "relative bias", "distances under a mask"])
 def test_a_backward_is_linear_in_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No tensor of it has an element for every pair: what is made beside gradients is a few tiles wide."""

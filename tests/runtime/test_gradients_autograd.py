@@ -22,7 +22,6 @@ from attndsl.runtime.arguments import Call, check_call
 from attndsl.runtime.autograd import attend, cast_by_autocast
 from attndsl.runtime.engine import Chunk, Pieces, Task
 from attndsl.runtime.gradients.captures import CHUNK_PLACES, keys_of_chunk
-from attndsl.runtime.gradients.diagonals import tile_diagonals
 from attndsl.runtime.launch import Rows
 
 TEXT = """attention a(slopes: tensor[H], temperature: tensor[], words: int tensor[N]) {
@@ -242,14 +241,14 @@ class Lean(DenseEngine):
         return Rows(call.q.new_zeros(*rows.shape, call.v_head_dim), rows, rows.clone(), kept={"lse": rows})
 
     def backward(self, call: Call, task: Task) -> Pieces:
-        rows, block = task.rows["lse"], 16
+        rows = task.rows["lse"]
         of = {kind: [load for load in task.wanted.loads if structure_of(load) is kind] for kind in Structure}
-        count = tile_diagonals(call.q_len, call.kv_len, block)
+        distances = rows.new_zeros(*rows.shape[:2], call.q_len + call.kv_len - 1)
         return Pieces(
             *(torch.zeros_like(tensor) for tensor in (call.q, call.k, call.v)),
             rows=dict.fromkeys(of[Structure.ROW], rows),
             columns=dict.fromkeys(of[Structure.COLUMN], rows.new_zeros(*rows.shape[:2], call.kv_len)),
-            diagonals=dict.fromkeys(of[Structure.DIAGONAL], rows.new_zeros(*rows.shape[:2], count, block, block)),
+            diagonals=dict.fromkeys(of[Structure.DIAGONAL], distances),
             chunks=self._lean_chunks(call, of[Structure.PAIRS]),
         )
 

@@ -144,11 +144,10 @@ def test_diagonals_of_tiles(q_len: int, kv_len: int, block: int) -> None:
         for column in range(columns):
             tile = padded[..., row * block : (row + 1) * block, column * block : (column + 1) * block]
             workspace[:, :, row - column + columns - 1] += tile
-    sums, first = by_distance(workspace, kv_len)
-    for place, distance in enumerate(range(first, first + sums.shape[-1])):
-        is_there = -kv_len < distance < q_len
-        expected = pairs.diagonal(-distance, 2, 3).sum(-1) if is_there else torch.zeros(2, 3, dtype=torch.float64)
-        torch.testing.assert_close(sums[..., place], expected)
+    sums = by_distance(workspace, q_len, kv_len)
+    assert sums.shape == (2, 3, q_len + kv_len - 1)
+    for place, distance in enumerate(range(1 - kv_len, q_len)):
+        torch.testing.assert_close(sums[..., place], pairs.diagonal(-distance, 2, 3).sum(-1))
 
 
 def test_chunks_add_up_in_full_precision() -> None:

@@ -18,7 +18,6 @@ from attndsl.ir.nodes import Load
 from attndsl.ir.types import Axis
 from attndsl.runtime.arguments import Call
 from attndsl.runtime.engine import Pieces
-from attndsl.runtime.gradients.diagonals import by_distance
 from attndsl.runtime.gradients.grid import Grid, grid_of
 from attndsl.runtime.gradients.scatter import add_elements
 
@@ -70,10 +69,9 @@ def _contributions(
         yield load, sums[..., None], grid_of(call, queries, one)
     for load, sums in pieces.columns.items():
         yield load, sums[..., None, :], grid_of(call, one, keys)
-    for load, workspace in pieces.diagonals.items():
-        sums, first = by_distance(workspace, call.kv_len)
+    for load, sums in pieces.diagonals.items():
         # An index that knows the distance alone is what it is at key 0.
-        yield load, sums[..., None], grid_of(call, range(first, first + sums.shape[-1]), one)
+        yield load, sums[..., None], grid_of(call, range(1 - call.kv_len, call.q_len), one)
     for chunk in pieces.chunks:
         grid = grid_of(call, queries, chunk.keys)
         for load, derivatives in chunk.derivatives.items():

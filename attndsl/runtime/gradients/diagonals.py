@@ -15,8 +15,8 @@ def tile_diagonals(q_len: int, kv_len: int, block: int) -> int:
     return max(_tiles(q_len, block) + _tiles(kv_len, block) - 1, 0)
 
 
-def by_distance(workspace: Tensor, kv_len: int) -> tuple[Tensor, int]:
-    """Sums `[B, H, distances]` in float64, and the distance (row less key) of the first."""
+def by_distance(workspace: Tensor, q_len: int, kv_len: int) -> Tensor:
+    """Sums `[B, H, q_len + kv_len - 1]` in float64, of the distances of row less key from `1 - kv_len` up."""
     *lead, count, block, _ = workspace.shape
     # Of a tile, entry (r, c) falls on slot c - r + block; rows are added one by one, each one slot further left.
     within = workspace.new_zeros(*lead, count, 2 * block, dtype=torch.float64)
@@ -27,7 +27,8 @@ def by_distance(workspace: Tensor, kv_len: int) -> tuple[Tensor, int]:
     sums = within.new_zeros(*lead, count + 1, block)
     sums[..., :count, :] += within[..., :block]
     sums[..., 1:, :] += within[..., block:]
-    return sums.flatten(-2), -_tiles(kv_len, block) * block + 1
+    start = _tiles(kv_len, block) * block - kv_len
+    return sums.flatten(-2)[..., start : start + q_len + kv_len - 1]
 
 
 def _tiles(length: int, block: int) -> int:

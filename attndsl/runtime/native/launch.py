@@ -6,8 +6,8 @@ The record a kernel takes is packed from the call by name, in the order of `code
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from attndsl.codegen.cpp_signature import (
     DEFAULT_STORAGE,
     MAX_SCORE,
     STORAGES,
-    STRIDE_AXES,
     arguments,
     cpp_row_pointer,
     stored_rows,
@@ -25,18 +24,17 @@ from attndsl.codegen.cpp_signature import (
 )
 from attndsl.codegen.cpp_tiles import block_of
 from attndsl.codegen.plan import Emitted, KernelPlan
+from attndsl.codegen.triton_signature import stride_names
 from attndsl.ir.variant import Param, TensorParam, Variant
-from attndsl.runtime import launch
 from attndsl.runtime.arguments import Call, Value
-from attndsl.runtime.launch import Rows
+from attndsl.runtime.launch import DTYPES as GPU_DTYPES
+from attndsl.runtime.launch import Launch, Rows
 from attndsl.runtime.native.load import NativeFunction, load_function, parallel_address
 from attndsl.runtime.tables import TileTable
 from attndsl.runtime.tiles import TileShape
 
 NO_MEMORY = 1
-_POINTERS = ("Q", "K", "V", "Out")
-_STRIDES = tuple(tuple(f"stride_{tensor}{axis}" for axis in axes) for tensor, axes in STRIDE_AXES.items())
-DTYPES = {**launch.DTYPES, torch.float64: "fp64"}
+DTYPES = {**GPU_DTYPES, torch.float64: "fp64"}
 
 
 def storages(variant: Variant, call: Call) -> tuple[str, ...]:
@@ -64,6 +62,13 @@ def prepared(variant: Variant, call: Call) -> Call:
     return Call(call.q.resolve_neg(), call.k.resolve_neg(), v.resolve_neg(), call.scale, offset, values)
 
 
+def with_values(call: Call, dout: Tensor) -> tuple[Call, Tensor]:
+    """A call and the gradient of its output over memory that holds their values, with a column of values at least."""
+    if call.v_head_dim:
+        return call, dout.resolve_neg()
+    return replace(call, v=call.v.new_zeros(*call.v.shape[:3], 1)), dout.new_zeros(*dout.shape[:3], 1)
+
+
 def tile_for(call: Call, plan: KernelPlan) -> TileShape:
     """The tile shape the text of a plan is written for."""
     return TileShape(*block_of(plan), num_warps=1, num_stages=1)
@@ -74,21 +79,25 @@ def forward(call: Call, emitted: Emitted, tile: TileShape, table: TileTable | No
     ready, streaming = prepared(emitted.plan.variant, call), emitted.plan.streaming
     shape = (call.batch, call.heads, call.q_len)
     out = torch.empty((*shape, ready.v_head_dim), dtype=call.q.dtype)
-    rows = _rows(shape, ready, stored_rows(emitted.plan))
-    if rows[MAX_SCORE].numel():
-        _run(_kernel(emitted), ready, out, rows, table)
+    names = stored_rows(emitted.plan)
+    rows = dict(zip(names, torch.empty((len(names), *shape), dtype=exact(call.q.dtype)).unbind(), strict=True))
+    pointers = {cpp_row_pointer(name): values for name, values in rows.items()}
+    run(ready, Launch(emitted, {"Out": out}, pointers, tile, table))
     kept = {name: rows[name] if name in rows else rows[MAX_SCORE] for name in streaming.kept}
     return Rows(out if call.v_head_dim else out[..., :0], rows.get(LSE.name), rows[MAX_SCORE], kept=kept)
 
 
-def _rows(shape: tuple[int, ...], call: Call, names: tuple[str, ...]) -> dict[str, Tensor]:
-    """Row values a kernel will fill: in float32, of doubles in float64."""
-    exact = torch.promote_types(call.q.dtype, torch.float32)
-    return dict(zip(names, torch.empty((len(names), *shape), dtype=exact).unbind(), strict=True))
+def exact(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of what is known of rows: float32, of doubles float64."""
+    return torch.promote_types(dtype, torch.float32)
 
 
-def _run(kernel: _Kernel, call: Call, out: Tensor, rows: Mapping[str, Tensor], table: TileTable | None) -> None:
-    members = _members(call, out, rows, table)
+def run(call: Call, launch: Launch) -> None:
+    """Run a kernel over a call that is `prepared`, unless it has no query; what it writes is among its tensors."""
+    if not call.batch * call.heads * call.q_len:
+        return
+    kernel = _kernel(launch.kernel)
+    members = _members(call, launch)
     for param, name in kernel.params:
         members.update(_parameter(name, param, call.values[param.name]))
     record = kernel.record.pack(*map(members.__getitem__, kernel.order))
@@ -121,19 +130,20 @@ def _kernel(emitted: Emitted) -> _Kernel:
         record = struct.Struct("=" + "".join(part.member.value for part in members))
         names = symbols(plan)
         params = tuple((param, names[param.name]) for param in plan.params)
-        function = load_function(emitted.text, "forward")
+        function = load_function(emitted.text, plan.kernel)
         order = tuple(part.name for part in members)
         found = _kernels[emitted.text] = _Kernel(function, parallel_address(), record, order, params)
     return found
 
 
-def _members(call: Call, out: Tensor, rows: Mapping[str, Tensor], table: TileTable | None) -> dict[str, int | float]:
+def _members(call: Call, launch: Launch) -> dict[str, int | float]:
     """The members of the record that are no parameters, by name."""
-    tensors = (call.q, call.k, call.v, out)
-    members: dict[str, int | float] = dict(zip(_POINTERS, (tensor.data_ptr() for tensor in tensors), strict=True))
-    members.update((cpp_row_pointer(name), values.data_ptr()) for name, values in rows.items())
-    for names, tensor in zip(_STRIDES, tensors, strict=True):
-        members.update(zip(names, tensor.stride(), strict=True))
+    tensors, table = {"Q": call.q, "K": call.k, "V": call.v, **launch.tensors}, launch.table
+    members: dict[str, int | float] = {name: rows.data_ptr() for name, rows in launch.rows.items()}
+    for name in launch.kernel.plan.tensors:
+        members[name] = tensors[name].data_ptr()
+        members.update(zip(stride_names(name), tensors[name].stride(), strict=True))
+    members.update(launch.sizes)
     members["batch"], members["heads"], members["q_len"], _ = call.q.shape
     members["group"], members["kv_len"] = call.heads // call.kv_heads, call.kv_len
     members["sm_scale"] = call.scale
