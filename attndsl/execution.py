@@ -196,8 +196,13 @@ class NativeKernels(Kernels):
     gradients of q, k, v and captures together."""
 
     def forward(self, call: Call) -> Rows:
-        kernel, tile, table = self._planned(call, "forward", self._spec(call))
-        return native.forward(call, kernel, tile, table)
+        spec = replace(self._spec(call), storages=native.storages(self.program, call))
+        rows = native.forward(call, *self._planned(call, "forward", spec))
+        return (
+            replace(rows, sums=self._run(call, "row_outputs", self._spec(call), {}, rows.kept))
+            if self.returned
+            else rows
+        )
 
     def backward(self, call: Call, task: Task) -> Pieces:
         wanted, derivation = task.wanted, self._extended.derivation
@@ -233,7 +238,7 @@ class NativeKernels(Kernels):
         return replace(
             super()._spec(call),
             v_head_dim=max(call.v_head_dim, 1),
-            storages=native.storages(self.compilation.program, call),
+            storages=native.storages(self._extended.derivation.program, call),
             target=Target.CPP,
         )
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from attndsl.analysis.structure import Structure
-from attndsl.codegen.cpp_kernel import CppKernel, names_of
-from attndsl.codegen.cpp_signature import ELEMENTS, arguments
+from attndsl.codegen.cpp_lines import CppLines, names_of
+from attndsl.codegen.cpp_signature import ELEMENTS
 from attndsl.codegen.cpp_text import GRADIENTS, SUMS, environment, template_text
 from attndsl.codegen.names import row_pointer
 from attndsl.codegen.plan import OUTPUTS, Gather, KernelPlan, Operand
@@ -112,16 +112,18 @@ def emit_gradients(plan: KernelPlan) -> str:
     return environment().get_template(GRADIENTS).render(kernel=_Gradients(plan).text())
 
 
-class _Gradients(CppKernel):
+class _Gradients(CppLines):
     """Prints one plan. Names are those of the field: `p`, `ds`, `dw`."""
 
     def __init__(self, plan: KernelPlan) -> None:
-        super().__init__(plan, (plan.mask, plan.score, *plan.pair_values), (plan.placement, plan.rest))
+        values = plan.pair_values
+        leaves: dict[Expr, str] = {build.DWEIGHT: "dw", **{build.row_value(name): name for name in plan.kept}}
+        stages = (plan.placement, plan.rest)
+        super().__init__(plan, (plan.mask, plan.score, *values), stages, leaves, fixed=values, given=plan.kept)
         self.is_plain = plan.score is build.SCORE
         product = "s" if self.is_plain else "qk"
         self.raw: dict[Expr, str] = {build.SCORE: product}
         self.final: dict[Expr, str] = {build.SCORE: "s" if plan.final is build.SCORE else product, plan.final: "s"}
-        self.tile = self.renamed(plan.placement.full_tile)
         self.values = self.renamed(plan.rest.tile)
         self.names = self._value_names()
 
@@ -136,23 +138,23 @@ class _Gradients(CppKernel):
             name=plan.kernel,
             header=self.header(),
             defines=self.defines(),
-            before=self.before(),
+            before=self.headers(),
             products=self.products(),
             sums=template_text(SUMS),
             element=ELEMENTS[plan.spec.dtype],
             head_dim=plan.spec.head_dim,
             v_head_dim=plan.spec.v_head_dim,
-            members=tuple(f"{argument.type} {argument.name};" for argument in arguments(plan)),
+            members=self.record(),
             locals=tuple(self.locals()),
             kept=tuple((name, row_pointer(name)) for name in plan.kept),
-            row_members=("vint q_idx;", *(f"vreal {name};" for name in plan.kept), *self.members_of(self.row)),
+            row_members=("vint q_idx;", *(f"vreal {name};" for name in plan.kept), *self.members(self.row)),
             row_names=self.bindings,
             row_lines=tuple(self.statements(self.row, self.program_names)),
-            column_members=tuple(self.members_of(self.column)),
+            column_members=self.members(self.column),
             column_names=tuple(line.name for line in self.column),
             column_lines=tuple(self.statements(self.column, self.program_names)),
             program_lines=tuple(self.statements(self.program, {})),
-            walk=() if plan.never else tuple(self.walk_lines(plan.walk)),
+            walk=tuple(self.walk()),
             first=f"max(lo, integer({'chunk_lo / BLOCK_N * BLOCK_N'}))" if has_chunk else "lo",
             last="min(hi, chunk_hi)" if has_chunk else "hi",
             live_lines=tuple(self.live_lines()),
@@ -193,10 +195,10 @@ class _Gradients(CppKernel):
         """The final score of a pair, -inf where it is not live."""
         names = self.key_names | self.raw
         if not self.is_plain:
-            yield from self.statements(self.tile, names)
+            yield from self.statements(self.full_tile, names)
             if self.plan.score_origin is not None:
                 yield f"// {self.plan.score_origin}"
-            text = self.printer.named(self.plan.score, names | names_of(self.tile), self.loads)
+            text = self.printer.named(self.plan.score, names | names_of(self.full_tile), self.loads)
             yield f"vreal s = vreal({text});"
         yield "if constexpr (PARTIAL) s = select(lanes_of(w.live[j][i]), s, vreal(-INF));"
         if self.plan.hides_keys:
@@ -207,7 +209,7 @@ class _Gradients(CppKernel):
     def _value_lines(self) -> Iterator[str]:
         """The values of a pair that are summed, 0 where it is not live."""
         summed = set(self.plan.pair_values)
-        known = self.key_names | names_of(self.tile) | self.final
+        known = self.key_names | names_of(self.full_tile) | self.final
         for line in self.values:
             if line.value not in summed:
                 yield from self.statements((line,), known)

@@ -1,133 +1,136 @@
-"""What the C++ of every kernel has in common: statements, masks, walks and arguments, over one key and a vector of
-queries.
+"""What the C++ of every part of a kernel has in common: names, statements, and the mask and the score of a tile.
 
-In: a `KernelPlan`. Out: lines, for the printers of kernels (`cpp`, `cpp_gradients`).
+In: a `KernelPlan`. Out: a `CppKernel`, lines for the printers of passes (`cpp_passes`) and of what follows them
+(`cpp_ends`). Names are those of the field: `m_i`, `l_i`, `acc`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 
-from attndsl.codegen.cpp_expr import CppPrinter
-from attndsl.codegen.cpp_names import cpp_name
-from attndsl.codegen.cpp_signature import arguments, integer_type, real_type
-from attndsl.codegen.cpp_signature import symbols as symbols_of
-from attndsl.codegen.cpp_text import HEADERS, PRODUCTS, template_text
-from attndsl.codegen.cpp_walk import CppWalk
-from attndsl.codegen.placement import Placement, Statement
-from attndsl.codegen.plan import KernelPlan
-from attndsl.codegen.proofs import header_lines
-from attndsl.codegen.titles import title_of
-from attndsl.codegen.triton_expr import LoadStyle
-from attndsl.codegen.triton_signature import stride_names
-from attndsl.codegen.walk import KeyWalk
+from attndsl.analysis.streaming import LSE, Kind, Statistic
+from attndsl.codegen.cpp_lines import CppLines, names_of
+from attndsl.codegen.cpp_signature import MAX_SCORE
+from attndsl.codegen.plan import KernelPlan, is_maximum
 from attndsl.ir import build
-from attndsl.ir.nodes import Expr, RowValue, Scalar
-from attndsl.ir.printer import print_variant
+from attndsl.ir.nodes import Apply, Expr, RowValue
+from attndsl.ir.ops import Op
 from attndsl.ir.rewrite import postorder
 
 
-class CppKernel:
-    """The parts of one plan that every template arranges."""
+class CppKernel(CppLines):
+    """Prints the parts of a forward plan that stand before anything is summed.
 
-    def __init__(self, plan: KernelPlan, roots: Iterable[Expr], stages: Iterable[Placement]) -> None:
-        symbols = symbols_of(plan)
-        self.plan = replace(plan, symbols=symbols)
-        self.fixed = frozenset(plan.pair_values)
-        leaves: dict[Expr, str] = {build.B: "b", build.H: "h", build.Q: "q_idx", build.K: "kv_idx"}
-        leaves |= {build.Q_LEN: "q_len", build.KV_LEN: "kv_len", build.DWEIGHT: "dw"}
-        for node in postorder(*roots):
-            match node:
-                case Scalar(name=name):
-                    leaves[node] = symbols[name]
-                case RowValue(name=name):
-                    leaves[node] = name
-        self.printer = CppPrinter(real_type(plan), leaves, symbols, plan.cheap_division)
-        self.loads = LoadStyle(clamped=not plan.spec.fast)
-        stages = tuple(stages)
-        self.program = self.renamed(line for stage in stages for line in stage.program)
-        self.row = self.renamed(line for stage in stages for line in stage.own)
-        self.column = self.renamed(line for stage in stages for line in stage.walked)
-        self.program_names = names_of(self.program)
-        self.row_names = self.program_names | names_of(self.row)
-        self.key_names = self.row_names | names_of(self.column)
-        self.bindings = ("q_idx", *plan.kept, *(line.name for line in self.row))
+    `row_values` are the names of what is known of rows.
+    """
 
-    def renamed(self, statements: Iterable[Statement]) -> tuple[Statement, ...]:
-        """Statements under names that nothing in C++ or the template takes; values of pairs have names of its own."""
-        taken = self.plan.symbols
-        return tuple(
-            line if line.value in self.fixed else replace(line, name=cpp_name(line.name, taken)) for line in statements
-        )
+    def __init__(self, plan: KernelPlan) -> None:
+        self.streaming = plan.streaming
+        self.statistics = self.streaming.statistics
+        self.roots = tuple(part for part in self.statistics if part.kind is Kind.SOLVE)
+        self.row_values: dict[Expr, str] = {part.value: part.name for part in self.statistics}
+        self.plan = plan
+        leaves: dict[Expr, str] = {build.SCORE: "s", build.THRESHOLD: "t_i"}
+        super().__init__(plan, (plan.mask, plan.score, *self._expressions()), (plan.placement,), leaves)
+        is_exponential = all(map(self._is_exponential, self._integrands()))
+        self.late = plan.scales_late and is_exponential and not self.roots
 
-    def statements(self, statements: Iterable[Statement], names: Mapping[Expr, str]) -> Iterator[str]:
-        known = dict(names)
-        for line in statements:
-            comment = "" if line.origin is None else f"  // {line.origin}"
-            value = self.printer.text(line.value, known, self.loads)
-            yield f"const {self.printer.type_of(line.value)} {line.name} = {value};{comment}"
-            known[line.value] = line.name
+    @property
+    def has_maximum(self) -> bool:
+        """Whether a statistic is the largest score."""
+        return any(map(is_maximum, self.statistics))
 
-    def members_of(self, statements: Iterable[Statement]) -> Iterator[str]:
-        """The members of a record of their values."""
-        return (f"{self.printer.type_of(line.value)} {line.name};" for line in statements)
+    @property
+    def tracks_maximum(self) -> bool:
+        """Whether the largest score, which every forward leaves, is looked for beside the statistics."""
+        return not self.has_maximum
 
-    def header(self) -> str:
-        spec = self.plan.spec
-        program = print_variant(self.plan.variant).replace("*/", "* /").rstrip()
-        shape = f"{spec.dtype}, head dim {spec.head_dim}" + (
-            "" if spec.v_head_dim == spec.head_dim else f" (values {spec.v_head_dim})"
-        )
-        parts = [f"Attention {title_of(self.plan)}, {shape}, generated by attndsl.", program]
-        if not spec.fast:
-            parts.append("Relies on no facts: 64-bit integers, floor division for any sign, captured reads clamped.")
-        proven = "\n".join(header_lines(self.plan))
-        if proven:
-            given = ", on facts checked before the launch" if spec.fast else ""
-            parts.append(f"Proven{given}:\n{proven}".replace("*/", "* /"))
-        return "/* " + "\n\n".join(parts) + "\n*/"
+    @property
+    def held(self) -> tuple[str, ...]:
+        """What is held for every row of a tile along the walk."""
+        own = (MAX_SCORE,) if self.tracks_maximum else ()
+        return (*(part.name for part in self.statistics), *own)
 
-    def defines(self) -> tuple[str, ...]:
-        return (f"#define ATTNDSL_REAL {real_type(self.plan)}", f"#define ATTNDSL_INTEGER {integer_type(self.plan)}")
+    def _expressions(self) -> Iterator[Expr]:
+        """Everything the normalizer and the weight mods are made of."""
+        streaming = self.streaming
+        yield from self._integrands()
+        yield from (term.factor for term in streaming.terms)
+        yield from self.rescales()
+        yield from self.plan.bracket
+        yield streaming.weight
+        yield from (extra for extra in (streaming.lse, streaming.sink) if extra is not None)
 
-    def before(self) -> str:
-        return "\n".join(map(template_text, HEADERS))
-
-    def products(self) -> str:
-        """The products of q and k, and of weights and v."""
-        return "\n".join(map(template_text, PRODUCTS if self.plan.spec.dtype == "bf16" else PRODUCTS[:1]))
+    def _integrands(self) -> Iterator[Expr]:
+        """What is summed over the keys."""
+        yield from (part.integrand for part in self.statistics if part.kind is not Kind.MAX)
+        yield from (term.value for term in self.streaming.terms)
+        if not self.streaming.terms:
+            yield self.streaming.weight
 
     def locals(self) -> Iterator[str]:
-        """The arguments the text reads by name: all but what tells tensors and heads."""
-        own = {"batch", "heads", "group", *self.plan.tensors, *self.plan.row_pointers}
-        own |= {stride for tensor in self.plan.tensors for stride in stride_names(tensor)}
-        for argument in arguments(self.plan):
-            if argument.name == "Q_offset":
-                yield "const integer q_offset = args.Q_offset[b];"
-            elif argument.name not in own:
-                yield f"const {argument.local} {argument.name} = args.{argument.name};".replace("const const", "const")
+        yield from super().locals()
+        if self.late:
+            yield "const real qk_scale = sm_scale * LOG2E;"
 
-    def live_lines(self) -> Iterator[str]:
-        """What a mask is made of, pair by pair."""
-        needed = set(postorder(self.plan.mask))
-        tile = self.renamed(line for line in self.plan.placement.tile if line.value in needed)
-        yield from self.statements(tile, self.key_names)
-        if self.plan.mask is not build.TRUE and self.plan.mask_origin is not None:
-            yield f"// {self.plan.mask_origin}"
+    def start_lines(self) -> Iterator[str]:
+        """What is held of rows before the walk."""
+        for statistic in self.statistics:
+            yield f"w.{statistic.name}[i] = vreal({'-INF' if statistic.kind is Kind.MAX else '0'});"
+        if self.tracks_maximum:
+            yield f"w.{MAX_SCORE}[i] = vreal(-INF);"
 
-    def live(self) -> str:
-        """The lanes that see a key."""
-        if self.plan.mask is build.TRUE:
-            return "ALL_LANES"
-        names = self.key_names | names_of(self.renamed(self.plan.placement.tile))
-        return f"bits_of(vbool({self.printer.named(self.plan.mask, names, self.loads)}))"
+    def score_lines(self) -> Iterator[str]:
+        """The final score, from the scaled product."""
+        if self.plan.score is build.SCORE:
+            return
+        yield from self.statements(self.full_tile, self.key_names)
+        if self.plan.score_origin is not None:
+            yield f"// {self.plan.score_origin}"
+        names = self.key_names | names_of(self.full_tile)
+        yield f"s = vreal({self.printer.named(self.plan.score, names, self.loads)});"
 
-    def walk_lines(self, walk: KeyWalk) -> Iterator[str]:
-        row = f"const auto [{', '.join(self.bindings)}] = row; "
-        guards_ranges = self.plan.guards_rows or len(walk.ranges) > 1
-        return CppWalk(self.printer, self.program_names, self.row_names, row, self.loads, guards_ranges).lines(walk)
+    def of_row(self, value: Expr, names: Mapping[Expr, str] | None = None) -> str:
+        """A value of a vector of rows over their `row_values`, some of them and further ones by other names."""
+        known = self.row_values if names is None else {**self.row_values, **names}
+        return f"vreal({self.printer.named(value, known, self.loads)})"
+
+    def lse_line(self) -> str:
+        assert self.streaming.lse is not None
+        return f"const vreal {LSE.name} = {self.of_row(self.streaming.lse)};"
+
+    def rescales(self) -> dict[Expr, str]:
+        """The names of what sums and accumulators are multiplied by when a maximum grows."""
+        moves = [*(part.rescale for part in self.statistics), *(term.rescale for term in self.streaming.terms)]
+        known = dict.fromkeys(move for move in moves if move is not None)
+        return {move: f"alpha_{place}" if place else "alpha" for place, move in enumerate(known)}
+
+    def rescale(self, rescale: Expr, maxima: Iterable[Statistic]) -> str:
+        """What these maxima have grown by."""
+        match rescale:
+            case Apply(op=Op.EXP, args=(Apply(op=Op.SUB, args=(RowValue(name=old), RowValue(name=new))),)) if any(
+                part.name == old and part.grown.name == new for part in maxima
+            ):
+                shift = next(shift_of(part) for part in maxima if part.name == old)
+                return f"exp2_flushing(({old} - {shift}) * LOG2E)"
+            case _:
+                return self.of_row(rescale, {part.grown: shift_of(part) for part in maxima} | self.row_names)
+
+    def exponential_of(self, value: Expr, maxima: Iterable[Statistic]) -> str | None:
+        """How much a score is below its row's maximum, exponentiated: what most normalizers sum."""
+        shift = next((shift_of(part) for part in maxima if part.value in postorder(value)), None)
+        if shift is None or not self._is_exponential(value):
+            return None
+        return f"exp2_flushing(s * qk_scale - {shift}_2)" if self.late else f"exp2_flushing((s - {shift}) * LOG2E)"
+
+    def _is_exponential(self, value: Expr) -> bool:
+        match value:
+            case Apply(op=Op.EXP, args=(Apply(op=Op.SUB, args=(score, RowValue(name=name))),)):
+                return score is build.SCORE and any(part.name == name for part in filter(is_maximum, self.statistics))
+            case _:
+                return False
 
 
-def names_of(statements: Iterable[Statement]) -> dict[Expr, str]:
-    return {line.value: line.name for line in statements}
+def shift_of(part: Statistic) -> str:
+    """What a maximum is measured from: 0 while no key was live."""
+    return part.name.replace("m_i", "shift")

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 
-from attndsl.codegen.cpp_text import GRADIENTS, HEADERS, PRODUCTS, SUMS, TEMPLATE, template_text
+from attndsl.codegen.cpp_text import GRADIENTS, HEADERS, PRODUCTS, SOLVE, SUMS, TEMPLATE, template_text
 from attndsl.codegen.names import PREFIXES
 
 _KEYWORDS = """
@@ -31,13 +31,13 @@ _OTHERS = """
 @cache
 def taken_names() -> frozenset[str]:
     """Every word of the language, the headers and the template."""
-    text = "\n".join(map(template_text, (*HEADERS, *PRODUCTS, SUMS, TEMPLATE, GRADIENTS)))
+    text = "\n".join(map(template_text, (*HEADERS, SOLVE, *PRODUCTS, SUMS, TEMPLATE, GRADIENTS)))
     return frozenset((*_KEYWORDS.split(), *_OTHERS.split(), *re.findall(r"[A-Za-z_]\w*", _without_comments(text))))
 
 
-def cpp_symbols(users: Iterable[str], own: Iterable[str] = ()) -> dict[str, str]:
-    """An identifier for each name of a user, in order; a name that clashes, also with the kernel's own, grows a `_`."""
-    taken = {*taken_names(), *own}
+def cpp_symbols(users: Iterable[str], values: Iterable[str] = ()) -> dict[str, str]:
+    """An identifier for each name of a user, in order; one that clashes, with those of `values` too, grows a `_`."""
+    taken = {*taken_names(), *values}
     names: dict[str, str] = {}
     for user in users:
         name = f"arg{user}" if user.startswith(PREFIXES) else user

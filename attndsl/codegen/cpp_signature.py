@@ -1,6 +1,6 @@
 """The signature of a C++ kernel: one record of eight-byte members, in an order the plan fixes.
 
-    extern "C" int forward(const Arguments* arguments, Parallel parallel, int threads);  // named as the kernel
+    extern "C" int forward(const Arguments* arguments, Parallel parallel, int threads);  // of a kernel of that name
 
 In: a plan. Out: its `Argument`s, from which the printer writes `struct Arguments` and the launcher packs the record.
 `Parallel` runs tasks 0 to n - 1 on up to `threads` threads (`templates/cpp_pool.cpp`). A kernel returns 0, 1 where
@@ -52,40 +52,37 @@ class Member(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """A member of the record: `type` is how the record declares it, `local` what kernels compute with."""
+    """A member of the record: `type` is how the record declares it, `local` what kernels compute with that read it by
+    its name."""
 
     name: str
     member: Member
     type: str
-    local: str
+    local: str = ""
 
 
 def arguments(plan: KernelPlan) -> Iterator[Argument]:
     """The members of the record, in order."""
     element, real = ELEMENTS[plan.spec.dtype], real_type(plan)
-    written = {OUTPUTS[product.name] for product in plan.products}
     for name in plan.tensors:
-        yield _pointer(name, f"{element}*" if name in written else f"const {element}*")
-    for name in row_pointers(plan):
-        yield _pointer(name, f"{real}*")
-    yield from (_long(stride) for tensor in plan.tensors for stride in stride_names(tensor))
+        yield _pointer(name, f"{'' if name in OUTPUTS.values() else 'const '}{element}*")
+    yield from (_pointer(cpp_row_pointer(name), f"const {real}*") for name in plan.kept)
+    yield from (_pointer(cpp_row_pointer(name), f"{real}*") for name in stored_rows(plan))
+    yield from (_long(name) for tensor in plan.tensors for name in stride_names(tensor))
     yield from map(_long, ("batch", "heads", "group"))
     yield from map(_integer, ("q_len", "kv_len", *plan.sizes))
     yield _pointer("Q_offset", "const int64_t*") if plan.spec.offset_per_batch else _integer("q_offset")
     yield _real("sm_scale")
     if plan.walk.strategy is Strategy.TABLE:
-        yield from (_pointer(name, "const int32_t*") for name in ("Table", "Table_rows"))
-        yield from map(_long, ("stride_tb", "stride_th"))
+        yield from (_named_pointer(name, "const int32_t*") for name in ("Table", "Table_rows"))
+        yield from (_named_long(name) for name in ("stride_tb", "stride_th"))
     yield from _captured(plan)
 
 
-def row_pointers(plan: KernelPlan) -> tuple[str, ...]:
-    """The pointers to values of rows: those read, then those written."""
-    return tuple(map(cpp_row_pointer, stored_rows(plan))) if plan.kernel == "forward" else plan.row_pointers
-
-
 def stored_rows(plan: KernelPlan) -> tuple[str, ...]:
-    """The names of the row values a kernel writes: the largest score, and what a backward pass reads."""
+    """The names of the row values a kernel writes; a forward the largest score, and what a backward pass reads."""
+    if plan.kernel != "forward":
+        return plan.stored
     streaming = plan.streaming
     lse = () if streaming.lse is None else (LSE.name,)
     peak = {part.name for part in streaming.statistics if is_maximum(part)}
@@ -99,8 +96,7 @@ def cpp_row_pointer(name: str) -> str:
 
 def symbols(plan: KernelPlan) -> dict[str, str]:
     """The identifiers of the parameters of a kernel, by name."""
-    own = (*plan.kept, *(part.name for part in plan.statistics))
-    return cpp_symbols((param.name for param in plan.params), own)
+    return cpp_symbols((param.name for param in plan.params), (*plan.kept, *stored_rows(plan)))
 
 
 def real_type(plan: KernelPlan) -> str:
@@ -129,8 +125,8 @@ def _captured(plan: KernelPlan) -> Iterator[Argument]:
     for param in plan.params:
         name = names[param.name]
         if isinstance(param, TensorParam):
-            yield _pointer(name, f"const {stored[param.name]}*")
-            yield from (_long(f"stride_{name}_{axis}") for axis in range(param.rank))
+            yield _named_pointer(name, f"const {stored[param.name]}*")
+            yield from (_named_long(f"stride_{name}_{axis}") for axis in range(param.rank))
             if not plan.spec.fast:
                 yield from (_integer(f"size_{name}_{axis}") for axis in range(param.rank))
         else:
@@ -138,6 +134,10 @@ def _captured(plan: KernelPlan) -> Iterator[Argument]:
 
 
 def _pointer(name: str, type_: str) -> Argument:
+    return Argument(name, Member.POINTER, type_)
+
+
+def _named_pointer(name: str, type_: str) -> Argument:
     return Argument(name, Member.POINTER, type_, type_)
 
 
@@ -146,6 +146,10 @@ def _integer(name: str) -> Argument:
 
 
 def _long(name: str) -> Argument:
+    return Argument(name, Member.INTEGER, "int64_t")
+
+
+def _named_long(name: str) -> Argument:
     return Argument(name, Member.INTEGER, "int64_t", "int64_t")
 
 

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import jinja2
 
-HEADERS = ("cpp_lanes.h", "cpp_storage.h", "cpp_math.h", "cpp_tiles.h")
+HEADERS = ("cpp_lanes.h", "cpp_storage.h", "cpp_math.h", "cpp_tiles.h", "cpp_rows.h")
 """What every module begins with, in this order."""
+
+SOLVE = "cpp_solve.h"
+"""What modules that look for roots of rows go on with."""
 
 PRODUCTS = ("cpp_products.h", "cpp_amx.h")
 """The two products of a tile: on vectors, and of bfloats on matrix registers."""

@@ -111,11 +111,12 @@ class Derivation:
     @property
     def native_kernels(self) -> tuple[str, ...]:
         """The names of the C++ kernels. `backward` leaves in one walk what those of q and of k and v leave in two."""
+        outputs = ("forward", *(("row_outputs",) if self.sums else ()))
         if isinstance(self.derivative, Refusal):
-            return ("forward",)
+            return outputs
         found = self.backward_kernels
         place = found.index("backward_dq")
-        return ("forward", *found[:place], "backward", *found[place:])
+        return (*outputs, *found[:place], "backward", *found[place:])
 
     def kernels_of(self, target: Target) -> tuple[str, ...]:
         """The names of all kernels of a target, in the order they run."""
@@ -169,7 +170,7 @@ def plan_kernel(derivation: Derivation, name: str, spec: Specialisation) -> Kern
         message = f"there is no kernel `{name}`"
         raise fail(CallError, "unknown-kernel", message, None, help=f"the kernels are {known}")
     if name == "forward":
-        return (_native if spec.target is Target.CPP else _forward)(derivation, spec)
+        return (_native_forward if spec.target is Target.CPP else _forward)(derivation, spec)
     if name in derivation.statistics_kernels:
         number = derivation.statistics_kernels.index(name)
         return _statistics(derivation, name, number, spec)
@@ -188,44 +189,47 @@ def _statistics(derivation: Derivation, name: str, number: int, spec: Specialisa
 
 
 def _forward(derivation: Derivation, spec: Specialisation) -> KernelPlan:
-    streaming = derivation.streaming
-    final = derivation.over_products
+    streaming, products = derivation.streaming, _outputs(derivation)
     peak = (Statistic("m_i_peak", Kind.MAX, derivation.final),) if derivation.maximum == "m_i_peak" else ()
     if not streaming.terms:
-        products = (Product("acc", final(streaming.weight), Operand.VALUE),)
         return _planned(derivation, "forward", spec, Side.QUERIES, peak, products)
+    statistics = (*peak, *_over_products(derivation, streaming.passes[-1] if streaming.passes else ()))
+    at_end = (*(term.factor for term in streaming.terms), *(() if streaming.lse is None else (streaming.lse,)))
+    return _planned(derivation, "forward", spec, Side.QUERIES, statistics, products, at_end)
+
+
+def _outputs(derivation: Derivation) -> tuple[Product, ...]:
+    """The accumulators of the output: a term each, or the weight."""
+    streaming, final = derivation.streaming, derivation.over_products
     online = tuple(
         Product(f"acc_{number}" if number else "acc", final(term.value), Operand.VALUE, term.rescale)
         for number, term in enumerate(streaming.terms)
     )
-    statistics = (*peak, *_over_products(derivation, streaming.passes[-1] if streaming.passes else ()))
-    at_end = (*(term.factor for term in streaming.terms), *(() if streaming.lse is None else (streaming.lse,)))
-    return _planned(derivation, "forward", spec, Side.QUERIES, statistics, online, at_end)
+    return online or (Product("acc", final(streaming.weight), Operand.VALUE),)
 
 
-def _native(derivation: Derivation, spec: Specialisation) -> KernelPlan:
+def _native_forward(derivation: Derivation, spec: Specialisation) -> KernelPlan:
     """The forward in one kernel, which passes over the keys of a tile as often as its statistics ask for."""
     streaming = derivation.streaming
-    if any(part.solve is not None for part in streaming.statistics):
-        message = "native kernels do not solve rows"
-        help_ = 'call it with `backend="reference"`, or "triton" on a GPU'
-        raise fail(UnsupportedError, "no-native-solve", message, None, help=help_)
     statistics = _over_products(derivation, streaming.statistics)
     factors = tuple(term.factor for term in streaming.terms)
     at_end = (*factors, *(() if streaming.lse is None else (streaming.lse,)))
-    online = (Product("acc", derivation.over_products(term.value), Operand.VALUE) for term in streaming.terms)
-    whole = (Product("acc", derivation.over_products(streaming.weight), Operand.VALUE),)
-    planned = _planned(derivation, "forward", spec, Side.QUERIES, statistics, tuple(online) or whole, at_end)
+    planned = _planned(derivation, "forward", spec, Side.QUERIES, statistics, _outputs(derivation), at_end)
     sink = () if streaming.sink is None else (streaming.sink,)
-    placed = Placer(derivation.program, planned.symbols).place((derivation.program.score,), (derivation.program.mask,))
     last = Placer(derivation.program, planned.symbols).place(sink)
-    return replace(planned, placement=placed, last=last)
+    # With the values of mask and score alone named: the compiler finds those of weights that are computed twice.
+    placed = Placer(derivation.program, planned.symbols).place((derivation.program.score,), (derivation.program.mask,))
+    return replace(planned, placement=placed, kept=(), last=last)
+
+
+def _row_sums(derivation: Derivation) -> tuple[Statistic, ...]:
+    weight: dict[Expr, Expr] = {build.WEIGHT: derivation.streaming.weight}
+    return tuple(Statistic(one.name, Kind.SUM, substitute(one.term, weight)) for one in derivation.sums)
 
 
 def _row_outputs(derivation: Derivation, spec: Specialisation) -> KernelPlan:
-    weight: dict[Expr, Expr] = {build.WEIGHT: derivation.streaming.weight}
-    sums = (Statistic(row_sum.name, Kind.SUM, substitute(row_sum.term, weight)) for row_sum in derivation.sums)
-    return _planned(derivation, "row_outputs", spec, Side.QUERIES, _over_products(derivation, tuple(sums)))
+    sums = _over_products(derivation, _row_sums(derivation))
+    return _planned(derivation, "row_outputs", spec, Side.QUERIES, sums)
 
 
 def _backward_rows(derivation: Derivation, spec: Specialisation) -> KernelPlan:

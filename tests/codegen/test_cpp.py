@@ -12,7 +12,7 @@ from launches import inputs, variant
 from torch import Tensor
 
 from attndsl.analysis.streaming import LSE, Kind, Statistic, Streaming, Term
-from attndsl.codegen.cpp import emit_forward
+from attndsl.codegen import cpp
 from attndsl.codegen.cpp_tiles import BLOCK
 from attndsl.codegen.plan import Emitted, KernelPlan, Specialisation, Target
 from attndsl.compiler import Compilation
@@ -51,26 +51,26 @@ def body(text: str) -> str:
 
 
 def test_a_plan_gives_the_same_bytes() -> None:
-    assert emit_forward(plan(CAUSAL)) == emit_forward(plan(CAUSAL))
+    assert cpp.emit(plan(CAUSAL)) == cpp.emit(plan(CAUSAL))
 
 
 def test_the_header_shows_the_program() -> None:
-    text = emit_forward(plan(CAUSAL))
+    text = cpp.emit(plan(CAUSAL))
     assert text.startswith("/* Attention forward, fp32, head dim 16")
     assert re.search(r"mask +kv_idx <= q_idx", text.split("*/")[0])
 
 
 def test_expressions_stand_beside_their_source() -> None:
-    assert "// <text>:1" in body(emit_forward(plan(CAUSAL)))
+    assert "// <text>:1" in body(cpp.emit(plan(CAUSAL)))
 
 
 def test_text_is_short_in_lines() -> None:
-    assert max(map(len, emit_forward(plan(CAUSAL)).splitlines())) <= 140
+    assert max(map(len, cpp.emit(plan(CAUSAL)).splitlines())) <= 140
 
 
 def test_bfloats_alone_have_matrix_registers() -> None:
-    assert "MatrixProducts" in emit_forward(plan(CAUSAL, "bf16")).replace("typedef MatrixProducts Products", "")
-    assert "struct MatrixProducts" not in emit_forward(plan(CAUSAL))
+    assert "MatrixProducts" in cpp.emit(plan(CAUSAL, "bf16")).replace("typedef MatrixProducts Products", "")
+    assert "struct MatrixProducts" not in cpp.emit(plan(CAUSAL))
 
 
 @pytest.mark.parametrize("name", ["double", "s", "struct", "row", "fetch", "LANES", "p"])
@@ -84,8 +84,8 @@ def test_names_of_users_do_not_clash(name: str) -> None:
 
 
 def run(plan: KernelPlan, call: Call) -> Rows:
-    emitted = Emitted(plan, emit_forward(plan))
-    return native.forward(call, emitted, native.tile_for(call, plan), None)
+    emitted = Emitted(plan, cpp.emit(plan))
+    return native.forward(call, emitted, None)
 
 
 def exponential(shift: Expr = M) -> Expr:

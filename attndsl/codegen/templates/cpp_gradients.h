@@ -159,11 +159,3 @@ INLINE Lines of_seen(Lines rows, int count, int width, const bool* seen, real* c
         for (int d = 0; d < width; d++) copy[n * width + d] = seen[n] ? rows.at[n * rows.step + d] : real(0);
     return {copy, width};
 }
-
-// The values of rows, of `count` lanes; 0 in the others.
-INLINE vreal first_of(const real* from, int count) {
-    if (count == LANES) return load(from);
-    vreal found(0);
-    for (int lane = 0; lane < count; lane++) found.set(lane, from[lane]);
-    return found;
-}
