@@ -86,10 +86,10 @@ class Attention:
         is the position of the first query; positions are otherwise top-left aligned. `blocks`: a `BlockTable`, a torch
         `BlockMask` or a router, which intersects with the mask. `return_aux`: True or a list of `"lse"`, `"max_score"`,
         `"entropy"` and `ad.aux.mass(...)`; then the result is `(out, Aux)`. `backend`: "triton" (GPU tensors, or any
-        under TRITON_INTERPRET=1), "cpu" (compiled C++, forward only), "reference" (dense), or "auto": triton for GPU
-        tensors and under TRITON_INTERPRET=1, cpu for CPU tensors where native kernels do all that is asked (no
-        gradient, no row solve, no entropy or mass by name), the reference for others. `check=True` also evaluates the
-        reference and raises when the two differ, or where finite scores have weights that are not.
+        under TRITON_INTERPRET=1), "cpu" (compiled C++), "reference" (dense), or "auto": triton for GPU
+        tensors and under TRITON_INTERPRET=1, cpu for CPU tensors of which no gradient is required, the reference for
+        others. `check=True` also evaluates the reference and raises when the two differ, or where finite scores have
+        weights that are not.
         """
         wanted = wanted_statistics(return_aux)
         asked = backend_named(backend)
@@ -111,8 +111,7 @@ class Attention:
                 check=check,
             )
         sums = Sums() if wanted is None else wanted.sums(call)
-        named = () if wanted is None or wanted.everything else sums.sums
-        target = TARGETS.get(chosen(asked, call, self._compilation.program, named))
+        target = TARGETS.get(chosen(asked, call))
         facts = self._facts.of(self._compilation.source, self._compilation.program, call)
         dense = partial(self._dense, call, enable_gqa, sums)
         if target is None:

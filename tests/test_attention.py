@@ -285,16 +285,16 @@ def test_auto_is_native_kernels_on_the_cpu() -> None:
 
 
 @not_interpreted
-def test_auto_is_the_reference_on_the_cpu_where_gradients_are_required() -> None:
+def test_auto_gives_gradients_by_native_kernels() -> None:
     attention, (q, k, v) = text(CAUSAL), qkv(dtype=torch.float64)
-    expected = attention.reference(q, k, v)
-    out = attention(q, k.clone().requires_grad_(), v)
-    assert out.requires_grad
-    assert torch.equal(out, expected)
-    with torch.no_grad():
-        assert torch.equal(attention(q, k.clone().requires_grad_(), v), attention(q, k, v, backend="cpu"))
-    with pytest.raises(UnsupportedError, match="no-backward-kernels"):
-        attention(q, k.clone().requires_grad_(), v, backend="cpu")
+    learnt = [k.clone().requires_grad_() for _ in range(2)]
+    found, exact = attention(q, learnt[0], v), attention.reference(q, learnt[1], v)
+    assert torch.equal(found, attention(q, k, v, backend="cpu"))
+    (dk,), (expected,) = (
+        torch.autograd.grad(out.square().sum(), one) for out, one in zip((found, exact), learnt, strict=True)
+    )
+    assert not torch.equal(dk, expected)
+    assert_rows_close(dk, expected, 1e-12)
 
 
 @not_interpreted

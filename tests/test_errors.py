@@ -99,10 +99,6 @@ def learning() -> tuple[Tensor, Tensor, Tensor]:
     return q.requires_grad_(), k, v.requires_grad_()
 
 
-def sparsemax() -> Attention:
-    return ad.attention(normalizer=ad.normalizers.sparsemax())
-
-
 def slopes(value: Any = None, **how: Any) -> Attention:
     declared: Declaration = texts().slopes
     return declared.bind(slopes=torch.ones(2) if value is None else value, **how)
@@ -183,8 +179,6 @@ CALLS: dict[str, Callable[[], Any]] = {
     "kernel-device": lambda: causal(backend="triton"),
     "kernel-dtype": lambda: causal(*qkv(dtype=torch.float64), backend="triton"),
     "kernel-device-cpu": lambda: causal(*qkv(device="meta"), backend="cpu"),
-    "no-backward-kernels": lambda: causal(*learning(), backend="cpu"),
-    "no-native-solve": lambda: sparsemax()(*qkv(), backend="cpu"),
     "kernel-head-dim": lambda: causal(*qkv(1, 2, 5, 257), backend="triton"),
     "kernel-dtype-source": lambda: texts().causal.source(dtype=torch.float64, head_dim=512),
     "normalizer-needs-more-passes": lambda: texts().centred.source(),

@@ -1,9 +1,10 @@
-"""Entropy and mass against sums over the weights, which an identity for values shows."""
+"""Entropy and mass against sums over the weights, which an identity for values shows; native kernels against both."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from launches import INTERPRETING
 from torch import Tensor
 
 import attndsl as ad
@@ -23,7 +24,20 @@ def before(q_idx, kv_idx):
 
 
 def asked(attention: ad.Attention, what: object, **how: object) -> tuple[Tensor, ad.Aux]:
-    return attention.reference(Q, K, V, enable_gqa=True, return_aux=what, **how)
+    """What the reference returns, once native kernels have returned the same."""
+    exact = attention.reference(Q, K, V, enable_gqa=True, return_aux=what, **how)
+    if not INTERPRETING:
+        found = attention(Q, K, V, enable_gqa=True, return_aux=what, backend="cpu", **how)
+        for one, other in zip(tensors(found), tensors(exact), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    return exact
+
+
+def tensors(result: tuple[Tensor, ad.Aux]) -> list[Tensor]:
+    """The output and every statistic there is."""
+    out, aux = result
+    masses = aux.mass if isinstance(aux.mass, tuple) else (aux.mass,)
+    return [one for one in (out, aux.lse, aux.max_score, aux.entropy, *masses) if one is not None]
 
 
 @pytest.mark.parametrize("sink", [None, 0.5])

@@ -6,19 +6,13 @@ Nothing falls back: "auto" looks at the device alone, and what that backend cann
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from attndsl.codegen.plan import Target
 from attndsl.diagnostics import CallError, Reporter, UnsupportedError, fail
-from attndsl.ir.nodes import Solve
-from attndsl.ir.rewrite import postorder
-from attndsl.ir.row_sums import RowSum
-from attndsl.ir.variant import Variant
 from attndsl.runtime import launch
 from attndsl.runtime.arguments import Call
 from attndsl.runtime.interpreter import is_interpreting
@@ -57,34 +51,22 @@ def target_named(name: Any) -> Target:
     return Target(name)
 
 
-def chosen(backend: Backend, call: Call, program: Variant, sums: Sequence[RowSum]) -> Backend:
-    """The backend that runs a call: what "auto" stands for, and whether kernels can take it.
-
-    `sums` are the further sums of its rows a user has asked for by name.
-    """
+def chosen(backend: Backend, call: Call) -> Backend:
+    """The backend that runs a call: what "auto" stands for, and whether kernels can take it."""
     if backend is Backend.AUTO:
-        backend = _automatic(call, program, sums)
+        backend = _automatic(call)
     if backend is not Backend.REFERENCE:
-        _check_kernels_can(backend, call, program, sums)
+        _check_kernels_can(backend, call)
     return backend
 
 
-def _automatic(call: Call, program: Variant, sums: Sequence[RowSum]) -> Backend:
+def _automatic(call: Call) -> Backend:
     """What "auto" stands for: kernels where there are some for the device."""
     if call.q.device.type == "cuda" or is_interpreting():
         return Backend.TRITON
-    if call.q.device.type == "cpu" and not any(_native_gaps(call, program, sums)):
+    if call.q.device.type == "cpu":
         return Backend.CPU
     return Backend.REFERENCE
-
-
-def _native_gaps(call: Call, program: Variant, sums: Sequence[RowSum]) -> Iterator[tuple[str, str]]:
-    """What CPU kernels do not do yet, as code and message: "auto" leaves such calls to the reference."""
-    if any(isinstance(node, Solve) for node in postorder(program.normalizer)):
-        yield "no-native-solve", f"native kernels do not solve rows, which the normalizer of `{program.name}` does"
-    if sums:
-        listed = ", ".join(f"`{one.name}`" for one in sums)
-        yield "no-aux-kernel", f"native kernels do not compute {listed}"
 
 
 def check_kernel_shape(dtype: torch.dtype, head_dim: Any, v_head_dim: Any, target: Target = Target.TRITON) -> None:
@@ -94,7 +76,7 @@ def check_kernel_shape(dtype: torch.dtype, head_dim: Any, v_head_dim: Any, targe
     reporter.check()
 
 
-def _check_kernels_can(backend: Backend, call: Call, program: Variant, sums: Sequence[RowSum]) -> None:
+def _check_kernels_can(backend: Backend, call: Call) -> None:
     reporter = Reporter(UnsupportedError)
     # A value without elements is served by a kernel for one: it has no columns to compute.
     _report_shape(reporter, TARGETS[backend], call.q.dtype, call.head_dim, max(call.v_head_dim, 1), USE_REFERENCE)
@@ -106,14 +88,7 @@ def _check_kernels_can(backend: Backend, call: Call, program: Variant, sums: Seq
     if backend is Backend.CPU and device.type != "cpu":
         message = f"native kernels run on CPU tensors, got tensors on {device}"
         reporter.error("kernel-device", message, None, help='use `backend="auto"`, which goes by the device')
-    for code, message in _native_gaps(call, program, sums) if backend is Backend.CPU else ():
-        reporter.error(code, message, None, help=USE_REFERENCE)
     reporter.check()
-
-
-def _requiring_grad(call: Call) -> Iterator[str]:
-    tensors = {"q": call.q, "k": call.k, "v": call.v, **call.values}
-    return (name for name, value in tensors.items() if isinstance(value, Tensor) and value.requires_grad)
 
 
 def _report_shape(

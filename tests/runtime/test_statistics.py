@@ -1,23 +1,13 @@
-"""What a call may be asked for beside its output, and what of it kernels lack."""
+"""What a call may be asked for beside its output."""
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 import attndsl as ad
-from attndsl.diagnostics import UnsupportedError
 from attndsl.runtime.statistics import wanted_statistics
 
 STATISTIC = torch.zeros(1, 1, 3)
-
-
-@pytest.mark.parametrize("asked", [["entropy"], [ad.aux.mass(lambda kv_idx: kv_idx < 4)]])
-def test_a_kernel_that_lacks_what_was_asked_for_by_name(asked: list) -> None:
-    wanted = wanted_statistics(asked)
-    assert wanted is not None
-    with pytest.raises(UnsupportedError, match="no-aux-kernel"):
-        wanted.of(STATISTIC, STATISTIC, {})
 
 
 def test_everything_is_what_there_is() -> None:
