@@ -85,7 +85,7 @@ def test_names_of_users_do_not_clash(name: str) -> None:
 
 def run(plan: KernelPlan, call: Call) -> Rows:
     emitted = Emitted(plan, cpp.emit(plan))
-    return native.forward(call, emitted, None)
+    return native.forward(call, emitted, native.tile_for(call, emitted.plan), None)
 
 
 def exponential(shift: Expr = M) -> Expr:
