@@ -106,7 +106,8 @@ def stream(variant: Variant) -> Streaming | Refusal:
     reasons = tuple(_too_deep(variant, row, passes))
     if reasons:
         return Refusal(reasons)
-    terms = _terms(weight, row.statistics) if len(passes) <= 1 else ()
+    looks_for_roots = any(statistic.kind is Kind.SOLVE for statistic in row.statistics)
+    terms = () if len(passes) > 1 or looks_for_roots else _terms(weight, row.statistics)
     if kin is not None and kin.sinks is not None:
         kept: tuple[str, ...] = (LSE.name,)
         weight = substitute(variant.weight, {build.WEIGHT: from_lse(kin)})

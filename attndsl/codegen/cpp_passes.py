@@ -61,8 +61,7 @@ def _statistics(kernel: CppKernel) -> Passes:
     found = kernel.streaming.passes
     if found and _is_root(found[0]):
         found = ((), *found)
-    streams = kernel.streaming.terms and found and not _is_root(found[-1])
-    return found if streams else (*found, ())
+    return found if kernel.streaming.terms and found else (*found, ())
 
 
 def _is_root(part: tuple[Statistic, ...]) -> bool:
