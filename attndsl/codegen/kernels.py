@@ -194,8 +194,7 @@ def _forward(derivation: Derivation, spec: Specialisation) -> KernelPlan:
     if not streaming.terms:
         return _planned(derivation, "forward", spec, Side.QUERIES, peak, products)
     statistics = (*peak, *_over_products(derivation, streaming.passes[-1] if streaming.passes else ()))
-    at_end = (*(term.factor for term in streaming.terms), *(() if streaming.lse is None else (streaming.lse,)))
-    return _planned(derivation, "forward", spec, Side.QUERIES, statistics, products, at_end)
+    return _planned(derivation, "forward", spec, Side.QUERIES, statistics, products, _after_walk(streaming))
 
 
 def _outputs(derivation: Derivation) -> tuple[Product, ...]:
@@ -208,13 +207,17 @@ def _outputs(derivation: Derivation) -> tuple[Product, ...]:
     return online or (Product("acc", final(streaming.weight), Operand.VALUE),)
 
 
+def _after_walk(streaming: Streaming) -> tuple[Expr, ...]:
+    """What a forward computes of a row after its walk: the factors of its terms, and `lse`."""
+    return (*(term.factor for term in streaming.terms), *(() if streaming.lse is None else (streaming.lse,)))
+
+
 def _native_forward(derivation: Derivation, spec: Specialisation) -> KernelPlan:
     """The forward in one kernel, which passes over the keys of a tile as often as its statistics ask for."""
     streaming = derivation.streaming
     statistics = _over_products(derivation, streaming.statistics)
-    factors = tuple(term.factor for term in streaming.terms)
-    at_end = (*factors, *(() if streaming.lse is None else (streaming.lse,)))
-    planned = _planned(derivation, "forward", spec, Side.QUERIES, statistics, _outputs(derivation), at_end)
+    outputs, at_end = _outputs(derivation), _after_walk(streaming)
+    planned = _planned(derivation, "forward", spec, Side.QUERIES, statistics, outputs, at_end)
     sink = () if streaming.sink is None else (streaming.sink,)
     last = Placer(derivation.program, planned.symbols).place(sink)
     # With the values of mask and score alone named: the compiler finds those of weights that are computed twice.
