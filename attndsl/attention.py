@@ -234,8 +234,11 @@ class Attention:
         head_dim: int = 128,
         v_head_dim: int | None = None,
     ) -> str:
-        """The emitted source of one of `kernels(target)`, as it is for tensors of this dtype and these head dims."""
-        spec = _specialisation(target_named(target), dtype, head_dim, v_head_dim)
+        """The emitted source of one of `kernels(target)`, as it is for tensors of this dtype and these head dims.
+
+        Kernels of the backward compute gradients of captured tensors that require grad, or have no value yet.
+        """
+        spec = self._specialisation(target_named(target), dtype, head_dim, v_head_dim)
         return self._compilation.kernel(kernel, spec).text
 
     def kernels(self, target: str = "triton") -> tuple[str, ...]:
@@ -252,10 +255,24 @@ class Attention:
         """Compile ahead of time for `cuda:80`, `cuda:90`, `cuda:100`, `hip:gfx942`, no GPU at hand, or this `cpu`."""
         check_target(target)
         language = Target.CPP if target == "cpu" else Target.TRITON
-        spec = _specialisation(language, dtype, head_dim, v_head_dim)
-        return compile_for(
-            {name: self._compilation.kernel(name, spec) for name in self.kernels(language.value)}, target
-        )
+        spec = self._specialisation(language, dtype, head_dim, v_head_dim)
+        emitted = {name: self._compilation.kernel(name, spec) for name in self.kernels(language.value)}
+        return compile_for({name: kernel for name, kernel in emitted.items() if kernel.plan.yields}, target)
+
+    def _specialisation(
+        self, target: Target, dtype: torch.dtype, head_dim: int, v_head_dim: int | None
+    ) -> Specialisation:
+        """What kernels are for tensors of this dtype; whatever may be learnt is."""
+        v_head_dim = head_dim if v_head_dim is None else v_head_dim
+        check_kernel_shape(dtype, head_dim, v_head_dim, target)
+        spec = Specialisation(DTYPES[target][dtype], head_dim, v_head_dim, target=target)
+        return spec if target is Target.CPP else replace(spec, gradients=self._learnt())
+
+    def _learnt(self) -> frozenset[str]:
+        """The captured float tensors that require grad, or have no value yet."""
+        values = self._bindings.resolve()
+        found = ((param, values.get(param.name)) for param in self._compilation.source.tensors if param.dtype.is_float)
+        return frozenset(param.name for param, value in found if not isinstance(value, Tensor) or value.requires_grad)
 
     @property
     def fingerprint(self) -> str:
@@ -358,9 +375,3 @@ def _with_default(param: Param, value: int | float | Tensor | None) -> Param:
     if isinstance(param, ScalarParam) and isinstance(value, int | float):
         return replace(param, default=value)
     return param
-
-
-def _specialisation(target: Target, dtype: torch.dtype, head_dim: int, v_head_dim: int | None) -> Specialisation:
-    v_head_dim = head_dim if v_head_dim is None else v_head_dim
-    check_kernel_shape(dtype, head_dim, v_head_dim, target)
-    return Specialisation(DTYPES[target][dtype], head_dim, v_head_dim, target=target)

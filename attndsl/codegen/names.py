@@ -10,9 +10,9 @@ _TEMPLATE_NAMES = """
     forward statistics row_outputs backward_rows backward_dq backward_dkv backward_diagonal backward_pairs
     Q K V Out Lse Max Q_offset Table Table_rows q_offset q_len kv_len heads kv_heads group sm_scale qk_scale
     tiles tile pid b h kv_h row_base offs_m offs_n offs_d offs_dv rows q_tile k_tile v_tile out_tile k_offs v_offs
-    q k v q_idx kv_idx keys q_first q_last key_lo key_hi full_lo full_hi start_n table_row record part done late step
+    q k v q_idx kv_idx keys q_first q_last key_lo key_hi full_lo full_hi start_n table_row record part done late turn
     s qk p dw ds do live seen seen_lo k_first k_last do_tile do_offs q_offs start_m member key_ok row_lo row_hi places
-    column_base
+    column_base key_stop row_stop
     dq dk dv dq_tile dk_tile dv_tile DOut DQ DK DV q_head do_head lse net delta dlse
     scale_i lo hi mid t_i sum_i total_i lower_i upper_i fits diagonal diagonals chunk_lo chunk_hi place inside
     m_i l_i acc m_new shift alpha row_ok out divisor sink_i stride_tb stride_th

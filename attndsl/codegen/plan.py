@@ -186,6 +186,11 @@ class KernelPlan:
         return ("lse", *names) if ends and self.streaming.lse is not None else names
 
     @property
+    def yields(self) -> bool:
+        """Whether a kernel computes anything: one of gradients may be left with none."""
+        return bool(self.statistics or self.products)
+
+    @property
     def sizes(self) -> tuple[str, ...]:
         """Further integers a kernel takes."""
         match self.gather:
@@ -229,10 +234,9 @@ class KernelPlan:
                 return None
 
     @property
-    def keeps_order(self) -> bool:
-        """Whether tiles are visited as they follow each other: then every walk adds a row up in the same order, to the
-        last bit. Gradients give that up for registers."""
-        return not self.kernel.startswith("backward")
+    def takes_turns(self) -> bool:
+        """Whether partial tiles before the full ones and after them share a loop: gradients need the registers."""
+        return self.kernel.startswith("backward") and self.walk.has_left
 
     @property
     def has_thresholds(self) -> bool:

@@ -11,8 +11,8 @@ from attndsl.codegen.placement import Side
 from attndsl.codegen.plan import Gather, KernelPlan
 from attndsl.codegen.triton_diagonals import DiagonalsText
 from attndsl.codegen.triton_keys import KeysText
+from attndsl.codegen.triton_module import ModuleText
 from attndsl.codegen.triton_queries import QueriesText
-from attndsl.codegen.triton_text import ModuleText
 
 if TYPE_CHECKING:
     import jinja2

@@ -9,11 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from attndsl.codegen.names import row_pointer
-from attndsl.codegen.plan import KernelPlan, padded
-from attndsl.codegen.triton_signature import TENSORS, arguments, runtime_arguments
-from attndsl.codegen.triton_text import ModuleText, SumText, TileText, docstring, load_text
-from attndsl.codegen.triton_walk import WalkText
-from attndsl.ir import build
+from attndsl.codegen.plan import KernelPlan
+from attndsl.codegen.triton_module import ModuleText, SumText
+from attndsl.codegen.triton_text import TileText, d_mask, load_text, offs_dv
 
 INDENT = 8
 
@@ -47,64 +45,26 @@ class DiagonalsText(TileText):
         plan, spec = self.plan, self.plan.spec
         row_lines = tuple(self.own_lines())
         live = "(offs_m < q_len)[:, None] & (keys < kv_len)[None, :]"
-        score_lines = [*self._key_lines(), *self.score_lines(full=False, past_end=live, indent=INDENT)]
+        score_lines = (*self.walked_position(full=False), *self.score_lines(full=False, past_end=live, indent=INDENT))
         value_lines = tuple(self.value_lines(full=False, indent=INDENT))
-        d_mask, dv_mask = (
-            self.d_mask("offs_d[None, :]", spec.head_dim),
-            self.d_mask(f"{self.offs_dv}[None, :]", spec.v_head_dim),
+        masks, dv_masks = (
+            d_mask("offs_d[None, :]", spec.head_dim),
+            d_mask(f"{offs_dv(plan)}[None, :]", spec.v_head_dim),
         )
         return DiagonalsModule(
-            name=plan.kernel,
-            docstring=docstring(plan),
-            runtime_args=tuple(runtime_arguments(plan)),
-            args=tuple(arguments(plan)),
+            plan,
             helpers=frozenset(self.printer.helpers),
-            heaviest_last=False,
-            walk=WalkText(()),
-            pad="",
-            edge="",
-            base_lines=tuple(self._base_lines()),
+            base_lines=tuple(self.base_lines()),
             row_lines=row_lines,
-            regions=(),
-            end_lines=(),
-            kept=tuple((name, row_pointer(name)) for name in plan.kept),
             sums=tuple(self._sums()),
-            products=(),
-            block_d=padded(spec.head_dim),
-            block_dv=padded(spec.v_head_dim) if plan.reads_gradient else padded(spec.head_dim),
-            offs_dv=self.offs_dv,
-            skip="",
-            inner="",
             product=self.product,
-            precision=self.precision,
-            scale_product=" * sm_scale",
-            widen=self.base,
-            q_load=load_text("q_tile", *d_mask),
-            k_load=load_text("k_tile", "(keys < kv_len)[None, :]", *self.d_mask("offs_d[:, None]", spec.head_dim)),
-            v_load=load_text("v_tile", "(keys < kv_len)[:, None]", *dv_mask),
-            do_load=load_text("do_tile", *dv_mask) if plan.reads_gradient else "",
-            score_lines=tuple(score_lines),
+            q_load=load_text("q_tile", *masks),
+            k_load=load_text("k_tile", "(keys < kv_len)[None, :]", *d_mask("offs_d[:, None]", spec.head_dim)),
+            v_load=load_text("v_tile", "(keys < kv_len)[:, None]", *dv_masks),
+            do_load=load_text("do_tile", *dv_masks) if plan.reads_gradient else "",
+            score_lines=score_lines,
             value_lines=value_lines,
         )
-
-    def own_position(self) -> Iterator[str]:
-        if self.reads(build.Q, full=False):
-            yield "q_idx = q_offset + rows[:, None]"
-
-    def _key_lines(self) -> Iterator[str]:
-        if self.reads(build.K, full=False):
-            yield "kv_idx = tl.minimum(keys, kv_len - 1)[None, :]"
-
-    def _base_lines(self) -> Iterator[str]:
-        """Pointers moved to the batch and head, and integers widened where nothing proves that they fit."""
-        for tensor in self.plan.tensors:
-            name, rows = TENSORS[tensor]
-            head = "h" if rows == "m" else "kv_h"
-            yield f"{tensor} += b.to(tl.int64) * stride_{name}b + {head}.to(tl.int64) * stride_{name}h"
-        yield "row_base = pid.to(tl.int64) // diagonals * q_len"
-        if self.plan.spec.offset_per_batch:
-            yield f"q_offset = tl.load(Q_offset + b){'.to(tl.int32)' if self.plan.spec.fast else ''}"
-        yield from self.wide_integers("b", "h", "diagonal")
 
     def _sums(self) -> Iterator[DiagonalSum]:
         names = self.value_names()

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from attndsl.diagnostics import VerifyError
+from attndsl.ir import build
 from attndsl.ir.nodes import Apply, Const, Coord, Expr, Input, Load, Reduce, RowValue, Scalar, Solve
-from attndsl.ir.ops import facts
+from attndsl.ir.ops import Op, facts
 from attndsl.ir.types import DType
 
 
@@ -124,3 +125,29 @@ class _Fill(ast.NodeTransformer):
         if isinstance(value, list):
             return [self._copy(item) for item in value]
         return value
+
+
+@dataclass(slots=True)
+class KernelPrinter(TritonPrinter):
+    """Prints expressions of a kernel: exponentials of a score less a row value as `exp2`, with the scale where it
+    joins the exponent. `rows` are the names of row values as they are kept, one element a row."""
+
+    score: Expr = build.SCORE
+    rows: Mapping[str, str] = field(default_factory=dict)
+    across: str = "[:, None]"
+    scales_late: bool = False
+
+    def _tree(self, node: Expr, names: Mapping[Expr, str], loads: LoadStyle, at_root: bool = False) -> ast.expr:
+        match node:
+            case Apply(op=Op.EXP, args=(Apply(op=Op.SUB, args=(left, RowValue(name=name))),)) if (
+                at_root or node not in names
+            ):
+                if self.scales_late and left is self.score:
+                    row = self.rows.get(name, name)
+                    text = f"tl.exp2(s * qk_scale - ({row} * LOG2E){self.across})"
+                    return ast.parse(text, mode="eval").body
+                difference = self._tree(node.args[0], names, loads)
+                scaled = ast.BinOp(difference, ast.Mult(), ast.Name("LOG2E"))
+                return ast.Call(ast.parse("tl.exp2", mode="eval").body, [scaled], [])
+            case _:
+                return TritonPrinter._tree(self, node, names, loads, at_root)

@@ -15,23 +15,19 @@ from attndsl.codegen.walk import KeyWalk
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """Tiles from `start` to `stop`, full ones or partial ones.
-
-    `jump` is where a tile starts, by the `step` of the loop, where it is not there itself.
-    """
+    """Tiles from `start` to `stop`, full ones or partial ones."""
 
     comment: str
     start: str
     stop: str
     is_full: bool
-    jump: str = ""
 
 
-def loops(walk: KeyWalk, frame: Frame, in_order: bool) -> Iterator[Loop]:
-    """The loops of a walk; `in_order` visits tiles as they follow each other.
+def loops(walk: KeyWalk, frame: Frame, takes_turns: bool) -> Iterator[Loop]:
+    """The loops of a walk, which visit tiles as they follow each other.
 
-    Where order does not matter, one loop visits all partial tiles. Every loop costs registers: those that its
-    addresses and masks keep through the others.
+    Every loop costs registers: those that its addresses and masks keep through the others. Where `takes_turns`, one
+    loop visits the partial tiles before the full ones and, in a second turn, those after them.
     """
     lo, full_lo, full_hi, hi = frame.ends
     if not walk.has_full:
@@ -39,11 +35,9 @@ def loops(walk: KeyWalk, frame: Frame, in_order: bool) -> Iterator[Loop]:
     elif walk.strategy is Strategy.TABLE:
         yield Loop("Partial tiles of the record.", lo, full_lo, is_full=False)
         yield Loop(FULL, full_lo, hi, is_full=True)
-    elif walk.has_left and not in_order:
-        full = f"({full_hi} - {full_lo})"
-        jump = f"tl.where(step < {full_lo}, step, step + {full})"
-        yield Loop("Partial tiles, around the full ones.", lo, f"{hi} - {full}", is_full=False, jump=jump)
-        yield Loop(FULL, full_lo, full_hi, is_full=True)
+    elif takes_turns:
+        yield Loop("Partial tiles before the full ones, then those after them.", lo, frame.stop, is_full=False)
+        yield Loop(f"{FULL[:-1]}; all are visited in the first turn.", full_lo, full_hi, is_full=True)
     else:
         if walk.has_left:
             yield Loop("Partial tiles before the full ones.", lo, f"tl.minimum({full_lo}, {hi})", is_full=False)

@@ -1,77 +1,27 @@
 """What the Triton of every kernel has in common: statements, scores, masks and values of a tile, in its orientation.
 
-In: a `KernelPlan`. Out: lines, for the printers of kernels that walk keys (`triton_keys`) or queries
-(`triton_queries`).
+In: a `KernelPlan`. Out: lines, for the printers of kernels that walk tiles (`triton_regions`) or add up diagonals
+(`triton_diagonals`).
 """
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 from attndsl.analysis.axes import axes_of
 from attndsl.analysis.statistics import Statistic
-from attndsl.codegen.heads import head
 from attndsl.codegen.placement import Scope, Side, Statement, scope_of
-from attndsl.codegen.plan import KernelPlan, padded
-from attndsl.codegen.triton_expr import LoadStyle, TritonPrinter
+from attndsl.codegen.plan import Gather, KernelPlan, padded
+from attndsl.codegen.triton_expr import KernelPrinter, LoadStyle
 from attndsl.codegen.triton_layout import wrapped
-from attndsl.codegen.triton_loops import Loop
-from attndsl.codegen.triton_walk import WalkText
+from attndsl.codegen.triton_signature import TENSORS
 from attndsl.ir import build
-from attndsl.ir.nodes import Apply, Expr, RowValue, Scalar, postorder
-from attndsl.ir.ops import Op
+from attndsl.ir.nodes import Expr, RowValue, Scalar, postorder
 from attndsl.ir.variant import ScalarParam
-
-
-@dataclass(frozen=True, slots=True)
-class Region:
-    """One of the loops of a walk: how it reads the two tiles it meets, and the lines of its body.
-
-    `hidden` keep what takes part in nothing out of the products; `peaks` are what maxima are taken of.
-    """
-
-    loop: Loop
-    first_load: str
-    second_load: str
-    score_lines: tuple[str, ...]
-    peaks: tuple[str, ...]
-    value_lines: tuple[str, ...]
-    hidden: tuple[str, ...]
-
-
-@dataclass(slots=True)
-class KernelPrinter(TritonPrinter):
-    """Prints expressions of a kernel: exponentials of a score less a row value as `exp2`, with the scale where it
-    joins the exponent. `rows` are the names of row values as they are kept, one element a row."""
-
-    score: Expr = build.SCORE
-    rows: Mapping[str, str] = None  # type: ignore[assignment]
-    across: str = "[:, None]"
-    scales_late: bool = False
-
-    def _tree(self, node: Expr, names: Mapping[Expr, str], loads: LoadStyle, at_root: bool = False) -> ast.expr:
-        match node:
-            case Apply(op=Op.EXP, args=(Apply(op=Op.SUB, args=(left, RowValue(name=name))),)) if (
-                at_root or node not in names
-            ):
-                if self.scales_late and left is self.score:
-                    row = self.rows.get(name, name)
-                    text = f"tl.exp2(s * qk_scale - ({row} * LOG2E){self.across})"
-                    return ast.parse(text, mode="eval").body
-                difference = self._tree(node.args[0], names, loads)
-                scaled = ast.BinOp(difference, ast.Mult(), ast.Name("LOG2E"))
-                return ast.Call(ast.parse("tl.exp2", mode="eval").body, [scaled], [])
-            case _:
-                return TritonPrinter._tree(self, node, names, loads, at_root)
 
 
 class TileText:
     """Prints the parts of a tile. Names are those of the field: `s`, `p`, `m_i`, `l_i`, `acc`, `ds`."""
-
-    pad = ""
-    """The indentation of the loops over tiles."""
 
     def __init__(self, plan: KernelPlan, roots: Iterable[Expr]) -> None:
         self.plan = plan
@@ -102,15 +52,10 @@ class TileText:
         self.raw: dict[Expr, str] = {build.SCORE: self.product}
         self.scored: dict[Expr, str] = {build.SCORE: "s" if is_separate else self.product}
         stages = (plan.placement, plan.peaks, plan.rest)
-        self.program_names = _names(line for stage in stages for line in stage.program)
-        self.own_names = self.program_names | _names(line for stage in stages for line in stage.own)
+        self.program_names = names_of(line for stage in stages for line in stage.program)
+        self.own_names = self.program_names | names_of(line for stage in stages for line in stage.own)
         self.hoisted = LoadStyle(clamped=not plan.spec.fast)
         self.full = LoadStyle(clamped=not plan.spec.fast, unclamped=self._live_loads())
-
-    @property
-    def base(self) -> str:
-        """The dtype positions are widened to where nothing proves that 32 bits do."""
-        return "" if self.plan.spec.fast else ".to(tl.int64)"
 
     def guards(self, part: Statistic) -> bool:
         """Whether what is measured from a maximum must be guarded against rows that have met no live key."""
@@ -133,7 +78,37 @@ class TileText:
 
     def own_position(self) -> Iterator[str]:
         """The coordinate of what the program keeps."""
-        raise NotImplementedError
+        match self.plan.side:
+            case Side.QUERIES if self.reads(build.Q, full=False):
+                yield "q_idx = q_offset + rows[:, None]"
+            case Side.KEYS if self.reads(build.K, full=False):
+                yield "kv_idx = keys[:, None]"
+
+    def walked_position(self, *, full: bool) -> Iterator[str]:
+        """The coordinate of what a tile meets; beyond the end it is the last one there is."""
+        match self.plan.side:
+            case Side.QUERIES if self.reads(build.K, full=full):
+                yield f"kv_idx = {'keys' if full else 'tl.minimum(keys, kv_len - 1)'}[None, :]"
+            case Side.KEYS if self.reads(build.Q, full=full):
+                yield f"q_idx = (q_offset + {'rows' if full else 'tl.minimum(rows, q_len - 1)'})[None, :]"
+
+    def base_lines(self) -> Iterator[str]:
+        """Pointers moved to the batch and the head, and integers widened where nothing proves that they fit."""
+        plan = self.plan
+        tile = "diagonal" if plan.gather is Gather.DIAGONAL else "tile"
+        # A program that keeps keys meets the queries of several heads.
+        heads = {"m": "h", "n": "kv_h"} if plan.side is Side.QUERIES else {"n": "kv_h"}
+        for tensor in plan.tensors:
+            name, rows = TENSORS[tensor]
+            head = f" + {heads[rows]}.to(tl.int64) * stride_{name}h" if rows in heads else ""
+            yield f"{tensor} += b.to(tl.int64) * stride_{name}b{head}"
+        if plan.side is Side.QUERIES:
+            yield f"row_base = pid.to(tl.int64) // {tile}s * q_len"
+        if plan.scales_exponents:
+            yield "qk_scale = sm_scale * LOG2E"
+        if plan.spec.offset_per_batch:
+            yield f"q_offset = tl.load(Q_offset + b){'.to(tl.int32)' if plan.spec.fast else ''}"
+        yield from self._wide_integers("b", "h" if plan.side is Side.QUERIES else "kv_h", tile)
 
     def reads(self, coordinate: Expr, *, full: bool) -> bool:
         """Whether a tile reads a coordinate; a full one evaluates no mask."""
@@ -164,7 +139,7 @@ class TileText:
         loads = self.full if full else self.hoisted
         walked, tile = (placement.full_walked, placement.full_tile) if full else (placement.walked, placement.tile)
         yield from self.statements((*walked, *tile), {**self.own_names, **self.raw}, loads, indent)
-        names = {**self.own_names, **self.raw, **_names((*walked, *tile))}
+        names = {**self.own_names, **self.raw, **names_of((*walked, *tile))}
         if not full:
             yield from self._live_lines(names, past_end)
         yield from self._final_lines(names, loads)
@@ -196,23 +171,6 @@ class TileText:
         yield f"s = {score}"
 
     @property
-    def skip(self) -> str:
-        """The condition under which a tile takes part in products, of variants whose thresholds leave tiles without
-        weight; any tile of others does."""
-        if not (self.plan.has_thresholds and self.plan.products):
-            return ""
-        names = self.value_names()
-        values = dict.fromkeys(names[product.value] for product in self.plan.products)
-        used = " | ".join(f"({name} != 0.0)" for name in values)
-        used = used if len(values) == 1 else f"({used})"
-        return f"tl.max(tl.max({used}.to(tl.int32), 1), 0) != 0"
-
-    @property
-    def inner(self) -> str:
-        """The indentation of products."""
-        return self.pad + ("        " if self.skip else "    ")
-
-    @property
     def needs_live(self) -> bool:
         """Whether values of pairs that are not live must be selected away."""
         peaks = (part.integrand for part in self.plan.maxima)
@@ -234,7 +192,7 @@ class TileText:
         names = self.later_names(full=full)
         loads = self.full if full else self.hoisted
         yield from self.statements((*walked, *tile), names, loads, indent)
-        names |= _names((*walked, *tile))
+        names |= names_of((*walked, *tile))
         has_live = not full or self.plan.hides_keys
         for value, name in self.value_names().items():
             text = self.printer.named(value, names, loads)
@@ -263,21 +221,9 @@ class TileText:
             else (*placement.walked, *placement.tile, *peaks.walked, *peaks.tile)
         )
         final = {} if self.plan.final is build.SCORE else {self.plan.final: "s"}
-        return {**self.own_names, **self.scored, **_names(lines), **final}
+        return {**self.own_names, **self.scored, **names_of(lines), **final}
 
-    def d_mask(self, offsets: str, head_dim: int) -> tuple[str, ...]:
-        """The mask of a padded head dimension; none where it is a power of two."""
-        return () if padded(head_dim) == head_dim else (f"({offsets} < {head_dim})",)
-
-    @property
-    def offs_dv(self) -> str:
-        return "offs_d" if padded(self.plan.spec.head_dim) == padded(self.plan.spec.v_head_dim) else "offs_dv"
-
-    @property
-    def precision(self) -> str:
-        return ', input_precision="ieee"' if self.plan.spec.dtype == "fp32" else ""
-
-    def wide_integers(self, *coordinates: str) -> Iterator[str]:
+    def _wide_integers(self, *coordinates: str) -> Iterator[str]:
         """Integers widened where nothing proves that they fit in 32 bits."""
         if self.plan.spec.fast:
             return
@@ -286,6 +232,16 @@ class TileText:
         ]
         names = (*coordinates, "q_len", "kv_len", *integers, "q_offset")
         yield from (f"{name} = tl.cast({name}, tl.int64)" for name in names)
+
+
+def d_mask(offsets: str, head_dim: int) -> tuple[str, ...]:
+    """The mask of a padded head dimension; none where it is a power of two."""
+    return () if padded(head_dim) == head_dim else (f"({offsets} < {head_dim})",)
+
+
+def offs_dv(plan: KernelPlan) -> str:
+    """The columns of values: those of keys, where the padded head dimensions are the same."""
+    return "offs_d" if padded(plan.spec.head_dim) == padded(plan.spec.v_head_dim) else "offs_dv"
 
 
 def suffix_of(part: Statistic) -> str:
@@ -298,7 +254,7 @@ def load_text(pointer: str, *masks: str) -> str:
     return f"tl.load({pointer}, mask={' & '.join(masks)}, other=0.0)" if masks else f"tl.load({pointer})"
 
 
-def _names(statements: Iterable[Statement]) -> dict[Expr, str]:
+def names_of(statements: Iterable[Statement]) -> dict[Expr, str]:
     return {line.value: line.name for line in statements}
 
 
@@ -308,60 +264,3 @@ def _fresh(hint: str, taken: set[str]) -> str:
         number += 1
         name = f"{hint}_{number}"
     return name
-
-
-@dataclass(frozen=True, slots=True)
-class ModuleText:
-    """What every template sees: finished lines, nothing to decide."""
-
-    name: str
-    docstring: str
-    runtime_args: tuple[str, ...]
-    args: tuple[str, ...]
-    helpers: frozenset[str]
-    heaviest_last: bool
-    walk: WalkText
-    pad: str
-    edge: str
-    base_lines: tuple[str, ...]
-    row_lines: tuple[str, ...]
-    regions: tuple[Region, ...]
-    end_lines: tuple[str, ...]
-    kept: tuple[tuple[str, str], ...]
-    sums: tuple[SumText, ...]
-    products: tuple[ProductText, ...]
-    block_d: int
-    block_dv: int
-    offs_dv: str
-    skip: str
-    inner: str
-    product: str
-    precision: str
-    scale_product: str
-    widen: str
-
-
-@dataclass(frozen=True, slots=True)
-class SumText:
-    """A sum along the walk: its name, what it is before a tile is added, and what is added."""
-
-    name: str
-    before: str
-    value: str
-
-
-@dataclass(frozen=True, slots=True)
-class ProductText:
-    """An accumulator: `value` is multiplied with `factor`, which is made of the tile `operand`."""
-
-    name: str
-    width: int
-    value: str
-    operand: str
-    factor: str
-    before: str
-
-
-def docstring(plan: KernelPlan) -> str:
-    """The head of a module."""
-    return '"""' + head(plan).replace("\\", "\\\\").replace('"""', "'''") + '\n"""'

@@ -7,8 +7,8 @@ loop. Every key tile is visited once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from attndsl.analysis.bounds import Strategy
@@ -39,10 +39,13 @@ class Frame:
 
     `own` is the coordinate of what a program keeps, `first` to `last` those of its tile; `walked` is what it meets,
     `some` and `every` say what meets some or all of it. What is walked has `length`, comes in tiles of `block`, and is
-    `shift` away from the positions that bounds speak of.
+    `shift` away from the positions that bounds speak of. Partial tiles of a turn go up to `stop`;
+    `turns` are the turns in the form that takes the fewest registers.
     """
 
     ends: Ends
+    stop: str
+    turns: str
     own: Expr
     walked: str
     some: str
@@ -58,6 +61,8 @@ class Frame:
 
 KEY_FRAME = Frame(
     ends=Ends("key_lo", "full_lo", "full_hi", "key_hi"),
+    stop="key_stop",
+    turns="range(2)",
     own=build.Q,
     walked="key",
     some="# Keys that some query of the tile sees.",
@@ -74,6 +79,8 @@ KEY_FRAME = Frame(
 
 ROW_FRAME = Frame(
     ends=Ends("row_lo", "full_lo", "full_hi", "row_hi"),
+    stop="row_stop",
+    turns="tl.range(0, 2, disable_licm=True)",
     own=build.K,
     walked="query",
     some="# Queries that see some key of the tile.",
@@ -88,25 +95,50 @@ ROW_FRAME = Frame(
 )
 """A program keeps keys and walks queries, by their row in the call: their position less the offset."""
 
+INDENT = "    "
+
 SEEN_LO = "seen_lo"
 """The first position that takes part, before it is rounded down to a tile; the last is the one before the end."""
 
 
 @dataclass(frozen=True, slots=True)
 class WalkText:
-    """`before` the loops; if there are several records, the loop over them, and what opens and closes each."""
+    """The lines before and after the loops over tiles; `depth` loops are around these."""
 
-    before: tuple[str, ...]
-    loop: str = ""
-    open: tuple[str, ...] = ()
-    close: tuple[str, ...] = ()
+    opening: tuple[str, ...]
+    closing: tuple[str, ...] = ()
+    depth: int = 0
+
+    def then(self, *lines: str) -> WalkText:
+        """More lines, inside of the loops there are."""
+        return replace(self, opening=(*self.opening, *_indented(lines, self.depth)))
+
+    def within(self, loop: str, first: tuple[str, ...] = (), last: tuple[str, ...] = ()) -> WalkText:
+        """One more loop inside of those there are, and what it does first and last."""
+        inner = self.depth + 1
+        opening = (*self.then(loop).opening, *_indented(first, inner))
+        return WalkText(opening, (*_indented(last, inner), *self.closing), inner)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a loop stands right before those over tiles."""
+        return self.opening[-1].endswith(":")
+
+    def knows(self, name: str) -> bool:
+        """Whether a name has a value before the loops over tiles."""
+        return any(line.lstrip().startswith(f"{name} = ") for line in self.opening)
+
+
+def _indented(lines: Iterable[str], depth: int) -> Iterator[str]:
+    return (INDENT * depth + line for line in lines)
 
 
 @dataclass(frozen=True, slots=True)
 class WalkPrinter:
     """Prints walks. `program_names` are values known once a program, `own_names` also those of what it keeps.
 
-    `guards_ranges`: a range may be empty.
+    `guards_ranges`: a range may be empty. `stretch` are the ends of what is walked, where they are narrower than its
+    length. `takes_turns`: partial tiles before the full ones and after them share a loop.
     """
 
     printer: TritonPrinter
@@ -116,9 +148,19 @@ class WalkPrinter:
     guards_ranges: bool
     tells_seen: bool = True
     frame: Frame = KEY_FRAME
+    stretch: tuple[str, str] | None = None
+    takes_turns: bool = False
 
     def text(self, walk: KeyWalk) -> WalkText:
         """The lines of a walk."""
+        text = self._ends(walk)
+        if self.stretch is not None:
+            lo, hi = self.stretch
+            known = (end for end in self.frame.ends if text.knows(end))
+            text = text.then(*(f"{end} = tl.minimum(tl.maximum({end}, {lo}), {hi})" for end in known))
+        return self._turns(text) if self.takes_turns else text
+
+    def _ends(self, walk: KeyWalk) -> WalkText:
         match walk.strategy:
             case Strategy.TABLE:
                 return self._table()
@@ -128,6 +170,15 @@ class WalkPrinter:
             case Strategy.CLOSED_FORM:
                 before = (*self._first_and_last(walk), *self._ranges(walk))
                 return WalkText(before) if len(walk.ranges) == 1 else self._several(walk, before)
+
+    def _turns(self, text: WalkText) -> WalkText:
+        """The same two loops twice: tiles are visited as they follow each other, and a third loop, with all that it
+        would keep in registers, is not there."""
+        (lo, full_lo, full_hi, hi), stop = self.frame.ends, self.frame.stop
+        text = text.then(f"{stop} = tl.minimum({full_lo}, {hi})")
+        return text.within(
+            f"for turn in {self.frame.turns}:", last=(f"{lo}, {stop}, {full_lo} = {full_hi}, {hi}, {full_hi}",)
+        )
 
     def _first_and_last(self, walk: KeyWalk) -> Iterator[str]:
         bounds = (bound for keys in walk.ranges for bound in (*keys.lower, *keys.upper))
@@ -207,13 +258,11 @@ class WalkPrinter:
                 return self.printer.named(bound.value, names, self.loads)
 
     def _table(self) -> WalkText:
-        return WalkText(
-            before=("table_row = b * stride_tb + h * stride_th + tile",),
-            loop="for record in range(tl.load(Table_rows + table_row), tl.load(Table_rows + table_row + 1)):",
-            open=tuple(
-                f"{end} = tl.load(Table + record * 3 + {place})"
-                for place, end in enumerate((self.frame.ends.lo, self.frame.ends.full_lo, self.frame.ends.hi))
-            ),
+        first = "tl.load(Table_rows + table_row)"
+        ends = (self.frame.ends.lo, self.frame.ends.full_lo, self.frame.ends.hi)
+        return WalkText(("table_row = b * stride_tb + h * stride_th + tile",)).within(
+            f"for record in range({first}, tl.load(Table_rows + table_row + 1)):",
+            tuple(f"{end} = tl.load(Table + record * 3 + {place})" for place, end in enumerate(ends)),
         )
 
     def _several(self, walk: KeyWalk, before: tuple[str, ...]) -> WalkText:
@@ -222,11 +271,10 @@ class WalkPrinter:
         ends = (lo, full_lo, full_hi, hi) if walk.has_full else (lo, hi)
         ordered = () if walk.is_ordered else tuple(_ordered(count, ends))
         full = (f"{full_lo} = tl.maximum({full_lo}, {lo})", f"{full_hi} = tl.maximum({full_hi}, {full_lo})")
-        return WalkText(
-            before=(*before, *ordered, "done = 0"),
-            loop=f"for part in range({count}):",
-            open=(*_picked(ends, count), f"{lo} = tl.maximum({lo}, done)", *(full if walk.has_full else ())),
-            close=(f"done = tl.maximum(done, tl.cdiv({hi}, {self.frame.block}) * {self.frame.block})",),
+        return WalkText((*before, *ordered, "done = 0")).within(
+            f"for part in range({count}):",
+            (*_picked(ends, count), f"{lo} = tl.maximum({lo}, done)", *(full if walk.has_full else ())),
+            (f"done = tl.maximum(done, tl.cdiv({hi}, {self.frame.block}) * {self.frame.block})",),
         )
 
 

@@ -45,7 +45,7 @@ SPECIALISATIONS = st.builds(
     st.booleans(),
 )
 NORMALIZED = cases(tensor_offsets=True, row=row)
-STEPS = ("start_n", "start_m", "step")
+STEPS = ("start_n", "start_m")
 """What counts the tiles of a loop."""
 TEXTS = {
     "general": (

@@ -139,76 +139,78 @@ def backward_dkv(
         row_lo = row_lo // BLOCK_M * BLOCK_M
         full_lo = tl.maximum(row_lo, tl.cdiv(full_lo, BLOCK_M) * BLOCK_M)
         full_hi = tl.maximum(full_lo, tl.maximum(full_hi, 0) // BLOCK_M * BLOCK_M)
+        row_stop = tl.minimum(full_lo, row_hi)
+        for turn in tl.range(0, 2, disable_licm=True):
+            # Partial tiles before the full ones, then those after them.
+            for start_m in tl.range(row_lo, row_stop, BLOCK_M, disable_licm=True):
+                rows = start_m + offs_m
+                q_tile = q_head + tl.cast(start_m, tl.int64) * stride_qm + q_offs
+                q = tl.load(q_tile, mask=(rows < q_len)[None, :], other=0.0)
+                qk = tl.dot(k, q) * sm_scale
+                do_tile = do_head + tl.cast(start_m, tl.int64) * stride_dom + do_offs
+                do = tl.load(do_tile, mask=(rows < q_len)[:, None], other=0.0)
+                dw = tl.dot(v, tl.trans(do))
+                lse = tl.load(Lse + row_base + rows, mask=rows < q_len, other=0.0)
+                net = tl.load(Row_net + row_base + rows, mask=rows < q_len, other=0.0)
+                q_idx = (q_offset + tl.minimum(rows, q_len - 1))[None, :]
+                row = q_idx - width + 1
+                # golden.attn:1
+                kinds_q = tl.load(kinds + q_idx * stride_kinds_0).to(tl.int32)
+                term = q_idx - kv_idx
+                bias_hqk = tl.load(bias + h * stride_bias_0 + term * stride_bias_1).to(tl.float32)
+                term_1 = qk - slopes_h * term.to(tl.float32) + bias_hqk
+                table_qk = tl.load(table + kinds_q * stride_table_0 + kinds_k * stride_table_1).to(tl.float32)
+                # golden.attn:1
+                live = (kv_idx <= q_idx) & (kv_idx >= row)
+                live = live & key_ok[:, None] & (rows < q_len)[None, :]
+                # golden.attn:1
+                s = term_1 + table_qk
+                live = live & (s != -INF)
+                s = tl.where(live, s, -INF)
+                p = tl.exp2((s - lse[None, :]) * LOG2E)
+                ds = p * (dw - net[None, :])
+                p = tl.where(live, p, 0.0)
+                ds = tl.where(live, ds, 0.0)
+                # A query that sees no key of the tile stays out of the products, whatever it and its gradient hold.
+                seen = tl.max((s != -INF).to(tl.int32), 0) != 0
+                q = tl.where(seen[None, :], q, 0.0)
+                do = tl.where(seen[:, None], do, 0.0)
+                dv = tl.dot(p.to(do.dtype), do, dv)
+                dk = tl.dot(ds.to(q.dtype), tl.trans(q), dk)
 
-        # Partial tiles, around the full ones.
-        for step in tl.range(row_lo, row_hi - (full_hi - full_lo), BLOCK_M, disable_licm=True):
-            start_m = tl.where(step < full_lo, step, step + (full_hi - full_lo))
-            rows = start_m + offs_m
-            q_tile = q_head + tl.cast(start_m, tl.int64) * stride_qm + q_offs
-            q = tl.load(q_tile, mask=(rows < q_len)[None, :], other=0.0)
-            qk = tl.dot(k, q) * sm_scale
-            do_tile = do_head + tl.cast(start_m, tl.int64) * stride_dom + do_offs
-            do = tl.load(do_tile, mask=(rows < q_len)[:, None], other=0.0)
-            dw = tl.dot(v, tl.trans(do))
-            lse = tl.load(Lse + row_base + rows, mask=rows < q_len, other=0.0)
-            net = tl.load(Row_net + row_base + rows, mask=rows < q_len, other=0.0)
-            q_idx = (q_offset + tl.minimum(rows, q_len - 1))[None, :]
-            row = q_idx - width + 1
-            # golden.attn:1
-            kinds_q = tl.load(kinds + q_idx * stride_kinds_0).to(tl.int32)
-            term = q_idx - kv_idx
-            bias_hqk = tl.load(bias + h * stride_bias_0 + term * stride_bias_1).to(tl.float32)
-            term_1 = qk - slopes_h * term.to(tl.float32) + bias_hqk
-            table_qk = tl.load(table + kinds_q * stride_table_0 + kinds_k * stride_table_1).to(tl.float32)
-            # golden.attn:1
-            live = (kv_idx <= q_idx) & (kv_idx >= row)
-            live = live & key_ok[:, None] & (rows < q_len)[None, :]
-            # golden.attn:1
-            s = term_1 + table_qk
-            live = live & (s != -INF)
-            s = tl.where(live, s, -INF)
-            p = tl.exp2((s - lse[None, :]) * LOG2E)
-            ds = p * (dw - net[None, :])
-            p = tl.where(live, p, 0.0)
-            ds = tl.where(live, ds, 0.0)
-            # A query that sees no key of the tile stays out of the products, whatever it and its gradient hold.
-            seen = tl.max((s != -INF).to(tl.int32), 0) != 0
-            q = tl.where(seen[None, :], q, 0.0)
-            do = tl.where(seen[:, None], do, 0.0)
-            dv = tl.dot(p.to(do.dtype), do, dv)
-            dk = tl.dot(ds.to(q.dtype), tl.trans(q), dk)
+            # Full tiles: every pair is live; all are visited in the first turn.
+            for start_m in tl.range(full_lo, full_hi, BLOCK_M, disable_licm=True):
+                rows = start_m + offs_m
+                q_tile = q_head + tl.cast(start_m, tl.int64) * stride_qm + q_offs
+                q = tl.load(q_tile)
+                qk = tl.dot(k, q) * sm_scale
+                do_tile = do_head + tl.cast(start_m, tl.int64) * stride_dom + do_offs
+                do = tl.load(do_tile)
+                dw = tl.dot(v, tl.trans(do))
+                lse = tl.load(Lse + row_base + rows)
+                net = tl.load(Row_net + row_base + rows)
+                q_idx = (q_offset + rows)[None, :]
+                # golden.attn:1
+                kinds_q = tl.load(kinds + q_idx * stride_kinds_0).to(tl.int32)
+                term = q_idx - kv_idx
+                bias_hqk = tl.load(bias + h * stride_bias_0 + term * stride_bias_1).to(tl.float32)
+                term_1 = qk - slopes_h * term.to(tl.float32) + bias_hqk
+                table_qk = tl.load(table + kinds_q * stride_table_0 + kinds_k * stride_table_1).to(tl.float32)
+                # golden.attn:1
+                s = term_1 + table_qk
+                live = s != -INF
+                p = tl.exp2((s - lse[None, :]) * LOG2E)
+                ds = p * (dw - net[None, :])
+                p = tl.where(live, p, 0.0)
+                ds = tl.where(live, ds, 0.0)
+                # A query that sees no key of the tile stays out of the products, whatever it and its gradient hold.
+                seen = tl.max((s != -INF).to(tl.int32), 0) != 0
+                q = tl.where(seen[None, :], q, 0.0)
+                do = tl.where(seen[:, None], do, 0.0)
+                dv = tl.dot(p.to(do.dtype), do, dv)
+                dk = tl.dot(ds.to(q.dtype), tl.trans(q), dk)
 
-        # Full tiles: every pair is live.
-        for start_m in tl.range(full_lo, full_hi, BLOCK_M, disable_licm=True):
-            rows = start_m + offs_m
-            q_tile = q_head + tl.cast(start_m, tl.int64) * stride_qm + q_offs
-            q = tl.load(q_tile)
-            qk = tl.dot(k, q) * sm_scale
-            do_tile = do_head + tl.cast(start_m, tl.int64) * stride_dom + do_offs
-            do = tl.load(do_tile)
-            dw = tl.dot(v, tl.trans(do))
-            lse = tl.load(Lse + row_base + rows)
-            net = tl.load(Row_net + row_base + rows)
-            q_idx = (q_offset + rows)[None, :]
-            # golden.attn:1
-            kinds_q = tl.load(kinds + q_idx * stride_kinds_0).to(tl.int32)
-            term = q_idx - kv_idx
-            bias_hqk = tl.load(bias + h * stride_bias_0 + term * stride_bias_1).to(tl.float32)
-            term_1 = qk - slopes_h * term.to(tl.float32) + bias_hqk
-            table_qk = tl.load(table + kinds_q * stride_table_0 + kinds_k * stride_table_1).to(tl.float32)
-            # golden.attn:1
-            s = term_1 + table_qk
-            live = s != -INF
-            p = tl.exp2((s - lse[None, :]) * LOG2E)
-            ds = p * (dw - net[None, :])
-            p = tl.where(live, p, 0.0)
-            ds = tl.where(live, ds, 0.0)
-            # A query that sees no key of the tile stays out of the products, whatever it and its gradient hold.
-            seen = tl.max((s != -INF).to(tl.int32), 0) != 0
-            q = tl.where(seen[None, :], q, 0.0)
-            do = tl.where(seen[:, None], do, 0.0)
-            dv = tl.dot(p.to(do.dtype), do, dv)
-            dk = tl.dot(ds.to(q.dtype), tl.trans(q), dk)
+            row_lo, row_stop, full_lo = full_hi, row_hi, full_hi
 
     # Told anew: the places that k and v were read from would stay in registers through the loops.
     places = tl.arange(0, BLOCK_N)

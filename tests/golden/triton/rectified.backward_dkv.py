@@ -133,62 +133,64 @@ def backward_dkv(
         row_lo = row_lo // BLOCK_M * BLOCK_M
         full_lo = tl.maximum(row_lo, tl.cdiv(full_lo, BLOCK_M) * BLOCK_M)
         full_hi = tl.maximum(full_lo, tl.maximum(full_hi, 0) // BLOCK_M * BLOCK_M)
+        row_stop = tl.minimum(full_lo, row_hi)
+        for turn in tl.range(0, 2, disable_licm=True):
+            # Partial tiles before the full ones, then those after them.
+            for start_m in tl.range(row_lo, row_stop, BLOCK_M, disable_licm=True):
+                rows = start_m + offs_m
+                q_tile = q_head + tl.cast(start_m, tl.int64) * stride_qm + q_offs
+                q = tl.load(q_tile, mask=((rows >= seen_lo) & (rows < row_hi))[None, :], other=0.0)
+                s = tl.dot(k, q) * sm_scale
+                do_tile = do_head + tl.cast(start_m, tl.int64) * stride_dom + do_offs
+                do = tl.load(do_tile, mask=((rows >= seen_lo) & (rows < row_hi))[:, None], other=0.0)
+                dw = tl.dot(v, tl.trans(do))
+                dl_i = tl.load(Row_dl_i + row_base + rows, mask=rows < q_len, other=0.0)
+                l_i = tl.load(Row_l_i + row_base + rows, mask=rows < q_len, other=0.0)
+                q_idx = (q_offset + tl.minimum(rows, q_len - 1))[None, :]
+                # golden.attn:1
+                live = kv_idx <= q_idx
+                live = live & key_ok[:, None] & (rows < q_len)[None, :]
+                s = tl.where(live, s, -INF)
+                row = tl.where(l_i[None, :] == 0.0, 0.0, 1.0 / l_i[None, :])
+                # golden.attn:1
+                term = _maximum(s, 0.0)
+                p = term * rate_k * row
+                term_1 = dw * row
+                term_2 = dl_i[None, :] + term_1 * rate_k
+                term_3 = tl.where(s == 0.0, term_2 * 0.5, term_2)
+                ds = tl.where(s >= 0.0, term_3, 0.0)
+                p = tl.where(live, p, 0.0)
+                ds = tl.where(live, ds, 0.0)
+                p_1 = tl.where(live, term_1 * term, 0.0)
+                dv = tl.dot(p.to(do.dtype), do, dv)
+                dk = tl.dot(ds.to(q.dtype), tl.trans(q), dk)
+                d_rate_0 = d_rate_0 + tl.sum(p_1, 1)
 
-        # Partial tiles, around the full ones.
-        for step in tl.range(row_lo, row_hi - (full_hi - full_lo), BLOCK_M, disable_licm=True):
-            start_m = tl.where(step < full_lo, step, step + (full_hi - full_lo))
-            rows = start_m + offs_m
-            q_tile = q_head + tl.cast(start_m, tl.int64) * stride_qm + q_offs
-            q = tl.load(q_tile, mask=((rows >= seen_lo) & (rows < row_hi))[None, :], other=0.0)
-            s = tl.dot(k, q) * sm_scale
-            do_tile = do_head + tl.cast(start_m, tl.int64) * stride_dom + do_offs
-            do = tl.load(do_tile, mask=((rows >= seen_lo) & (rows < row_hi))[:, None], other=0.0)
-            dw = tl.dot(v, tl.trans(do))
-            dl_i = tl.load(Row_dl_i + row_base + rows, mask=rows < q_len, other=0.0)
-            l_i = tl.load(Row_l_i + row_base + rows, mask=rows < q_len, other=0.0)
-            q_idx = (q_offset + tl.minimum(rows, q_len - 1))[None, :]
-            # golden.attn:1
-            live = kv_idx <= q_idx
-            live = live & key_ok[:, None] & (rows < q_len)[None, :]
-            s = tl.where(live, s, -INF)
-            row = tl.where(l_i[None, :] == 0.0, 0.0, 1.0 / l_i[None, :])
-            # golden.attn:1
-            term = _maximum(s, 0.0)
-            p = term * rate_k * row
-            term_1 = dw * row
-            term_2 = dl_i[None, :] + term_1 * rate_k
-            term_3 = tl.where(s == 0.0, term_2 * 0.5, term_2)
-            ds = tl.where(s >= 0.0, term_3, 0.0)
-            p = tl.where(live, p, 0.0)
-            ds = tl.where(live, ds, 0.0)
-            p_1 = tl.where(live, term_1 * term, 0.0)
-            dv = tl.dot(p.to(do.dtype), do, dv)
-            dk = tl.dot(ds.to(q.dtype), tl.trans(q), dk)
-            d_rate_0 = d_rate_0 + tl.sum(p_1, 1)
+            # Full tiles: every pair is live; all are visited in the first turn.
+            for start_m in tl.range(full_lo, full_hi, BLOCK_M, disable_licm=True):
+                rows = start_m + offs_m
+                q_tile = q_head + tl.cast(start_m, tl.int64) * stride_qm + q_offs
+                q = tl.load(q_tile)
+                s = tl.dot(k, q) * sm_scale
+                do_tile = do_head + tl.cast(start_m, tl.int64) * stride_dom + do_offs
+                do = tl.load(do_tile)
+                dw = tl.dot(v, tl.trans(do))
+                dl_i = tl.load(Row_dl_i + row_base + rows)
+                l_i = tl.load(Row_l_i + row_base + rows)
+                row = tl.where(l_i[None, :] == 0.0, 0.0, 1.0 / l_i[None, :])
+                # golden.attn:1
+                term = _maximum(s, 0.0)
+                p = term * rate_k * row
+                term_1 = dw * row
+                term_2 = dl_i[None, :] + term_1 * rate_k
+                term_3 = tl.where(s == 0.0, term_2 * 0.5, term_2)
+                ds = tl.where(s >= 0.0, term_3, 0.0)
+                p_1 = term_1 * term
+                dv = tl.dot(p.to(do.dtype), do, dv)
+                dk = tl.dot(ds.to(q.dtype), tl.trans(q), dk)
+                d_rate_0 = d_rate_0 + tl.sum(p_1, 1)
 
-        # Full tiles: every pair is live.
-        for start_m in tl.range(full_lo, full_hi, BLOCK_M, disable_licm=True):
-            rows = start_m + offs_m
-            q_tile = q_head + tl.cast(start_m, tl.int64) * stride_qm + q_offs
-            q = tl.load(q_tile)
-            s = tl.dot(k, q) * sm_scale
-            do_tile = do_head + tl.cast(start_m, tl.int64) * stride_dom + do_offs
-            do = tl.load(do_tile)
-            dw = tl.dot(v, tl.trans(do))
-            dl_i = tl.load(Row_dl_i + row_base + rows)
-            l_i = tl.load(Row_l_i + row_base + rows)
-            row = tl.where(l_i[None, :] == 0.0, 0.0, 1.0 / l_i[None, :])
-            # golden.attn:1
-            term = _maximum(s, 0.0)
-            p = term * rate_k * row
-            term_1 = dw * row
-            term_2 = dl_i[None, :] + term_1 * rate_k
-            term_3 = tl.where(s == 0.0, term_2 * 0.5, term_2)
-            ds = tl.where(s >= 0.0, term_3, 0.0)
-            p_1 = term_1 * term
-            dv = tl.dot(p.to(do.dtype), do, dv)
-            dk = tl.dot(ds.to(q.dtype), tl.trans(q), dk)
-            d_rate_0 = d_rate_0 + tl.sum(p_1, 1)
+            row_lo, row_stop, full_lo = full_hi, row_hi, full_hi
         column_base = (b.to(tl.int64) * heads + h) * kv_len
         tl.store(Row_d_rate_0 + column_base + offs_n, d_rate_0, mask=key_ok)
 

@@ -126,58 +126,60 @@ def backward_dkv(
         row_lo = row_lo // BLOCK_M * BLOCK_M
         full_lo = tl.maximum(row_lo, tl.cdiv(full_lo, BLOCK_M) * BLOCK_M)
         full_hi = tl.maximum(full_lo, tl.maximum(full_hi, 0) // BLOCK_M * BLOCK_M)
+        row_stop = tl.minimum(full_lo, row_hi)
+        for turn in tl.range(0, 2, disable_licm=True):
+            # Partial tiles before the full ones, then those after them.
+            for start_m in tl.range(row_lo, row_stop, BLOCK_M, disable_licm=True):
+                rows = start_m + offs_m
+                q_tile = q_head + tl.cast(start_m, tl.int64) * stride_qm + q_offs
+                q = tl.load(q_tile, mask=((rows >= seen_lo) & (rows < row_hi))[None, :], other=0.0)
+                # Turned, so that scores have the bits of the forward.
+                s = tl.trans(tl.dot(tl.trans(q), tl.trans(k))) * sm_scale
+                do_tile = do_head + tl.cast(start_m, tl.int64) * stride_dom + do_offs
+                do = tl.load(do_tile, mask=((rows >= seen_lo) & (rows < row_hi))[:, None], other=0.0)
+                dw = tl.dot(v, tl.trans(do))
+                dtau_i = tl.load(Row_dtau_i + row_base + rows, mask=rows < q_len, other=0.0)
+                tau_i = tl.load(Row_tau_i + row_base + rows, mask=rows < q_len, other=0.0)
+                q_idx = (q_offset + tl.minimum(rows, q_len - 1))[None, :]
+                # golden.attn:1
+                live = kv_idx <= q_idx
+                live = live & key_ok[:, None] & (rows < q_len)[None, :]
+                s = tl.where(live, s, -INF)
+                term = s - tau_i[None, :]
+                p = _maximum(term, 0.0)
+                term_1 = dw + dtau_i[None, :]
+                term_2 = tl.where(term == 0.0, term_1 * 0.5, term_1)
+                ds = tl.where(term >= 0.0, term_2, 0.0)
+                p = tl.where(live, p, 0.0)
+                ds = tl.where(live, ds, 0.0)
+                # Scores below the thresholds of all rows: a tile that adds nothing.
+                if tl.max(tl.max(((p != 0.0) | (ds != 0.0)).to(tl.int32), 1), 0) != 0:
+                    dv = tl.dot(p.to(do.dtype), do, dv)
+                    dk = tl.dot(ds.to(q.dtype), tl.trans(q), dk)
 
-        # Partial tiles, around the full ones.
-        for step in tl.range(row_lo, row_hi - (full_hi - full_lo), BLOCK_M, disable_licm=True):
-            start_m = tl.where(step < full_lo, step, step + (full_hi - full_lo))
-            rows = start_m + offs_m
-            q_tile = q_head + tl.cast(start_m, tl.int64) * stride_qm + q_offs
-            q = tl.load(q_tile, mask=((rows >= seen_lo) & (rows < row_hi))[None, :], other=0.0)
-            # Turned, so that scores have the bits of the forward.
-            s = tl.trans(tl.dot(tl.trans(q), tl.trans(k))) * sm_scale
-            do_tile = do_head + tl.cast(start_m, tl.int64) * stride_dom + do_offs
-            do = tl.load(do_tile, mask=((rows >= seen_lo) & (rows < row_hi))[:, None], other=0.0)
-            dw = tl.dot(v, tl.trans(do))
-            dtau_i = tl.load(Row_dtau_i + row_base + rows, mask=rows < q_len, other=0.0)
-            tau_i = tl.load(Row_tau_i + row_base + rows, mask=rows < q_len, other=0.0)
-            q_idx = (q_offset + tl.minimum(rows, q_len - 1))[None, :]
-            # golden.attn:1
-            live = kv_idx <= q_idx
-            live = live & key_ok[:, None] & (rows < q_len)[None, :]
-            s = tl.where(live, s, -INF)
-            term = s - tau_i[None, :]
-            p = _maximum(term, 0.0)
-            term_1 = dw + dtau_i[None, :]
-            term_2 = tl.where(term == 0.0, term_1 * 0.5, term_1)
-            ds = tl.where(term >= 0.0, term_2, 0.0)
-            p = tl.where(live, p, 0.0)
-            ds = tl.where(live, ds, 0.0)
-            # Scores below the thresholds of all rows: a tile that adds nothing.
-            if tl.max(tl.max(((p != 0.0) | (ds != 0.0)).to(tl.int32), 1), 0) != 0:
-                dv = tl.dot(p.to(do.dtype), do, dv)
-                dk = tl.dot(ds.to(q.dtype), tl.trans(q), dk)
+            # Full tiles: every pair is live; all are visited in the first turn.
+            for start_m in tl.range(full_lo, full_hi, BLOCK_M, disable_licm=True):
+                rows = start_m + offs_m
+                q_tile = q_head + tl.cast(start_m, tl.int64) * stride_qm + q_offs
+                q = tl.load(q_tile)
+                # Turned, so that scores have the bits of the forward.
+                s = tl.trans(tl.dot(tl.trans(q), tl.trans(k))) * sm_scale
+                do_tile = do_head + tl.cast(start_m, tl.int64) * stride_dom + do_offs
+                do = tl.load(do_tile)
+                dw = tl.dot(v, tl.trans(do))
+                dtau_i = tl.load(Row_dtau_i + row_base + rows)
+                tau_i = tl.load(Row_tau_i + row_base + rows)
+                term = s - tau_i[None, :]
+                p = _maximum(term, 0.0)
+                term_1 = dw + dtau_i[None, :]
+                term_2 = tl.where(term == 0.0, term_1 * 0.5, term_1)
+                ds = tl.where(term >= 0.0, term_2, 0.0)
+                # Scores below the thresholds of all rows: a tile that adds nothing.
+                if tl.max(tl.max(((p != 0.0) | (ds != 0.0)).to(tl.int32), 1), 0) != 0:
+                    dv = tl.dot(p.to(do.dtype), do, dv)
+                    dk = tl.dot(ds.to(q.dtype), tl.trans(q), dk)
 
-        # Full tiles: every pair is live.
-        for start_m in tl.range(full_lo, full_hi, BLOCK_M, disable_licm=True):
-            rows = start_m + offs_m
-            q_tile = q_head + tl.cast(start_m, tl.int64) * stride_qm + q_offs
-            q = tl.load(q_tile)
-            # Turned, so that scores have the bits of the forward.
-            s = tl.trans(tl.dot(tl.trans(q), tl.trans(k))) * sm_scale
-            do_tile = do_head + tl.cast(start_m, tl.int64) * stride_dom + do_offs
-            do = tl.load(do_tile)
-            dw = tl.dot(v, tl.trans(do))
-            dtau_i = tl.load(Row_dtau_i + row_base + rows)
-            tau_i = tl.load(Row_tau_i + row_base + rows)
-            term = s - tau_i[None, :]
-            p = _maximum(term, 0.0)
-            term_1 = dw + dtau_i[None, :]
-            term_2 = tl.where(term == 0.0, term_1 * 0.5, term_1)
-            ds = tl.where(term >= 0.0, term_2, 0.0)
-            # Scores below the thresholds of all rows: a tile that adds nothing.
-            if tl.max(tl.max(((p != 0.0) | (ds != 0.0)).to(tl.int32), 1), 0) != 0:
-                dv = tl.dot(p.to(do.dtype), do, dv)
-                dk = tl.dot(ds.to(q.dtype), tl.trans(q), dk)
+            row_lo, row_stop, full_lo = full_hi, row_hi, full_hi
 
     # Told anew: the places that k and v were read from would stay in registers through the loops.
     places = tl.arange(0, BLOCK_N)
