@@ -6,6 +6,7 @@ from attndsl.codegen.plan import KernelPlan
 from attndsl.codegen.proofs import header_lines
 from attndsl.ir.printer import print_variant
 
+
 def head(plan: KernelPlan) -> str:
     """The paragraphs of a comment; that it does not end early is the language's business."""
     spec = plan.spec

@@ -37,3 +37,44 @@ class ModuleText:
         return self.plan.kernel
 
     @property
+    def docstring(self) -> str:
+        return '"""' + head(self.plan).replace("\\", "\\\\").replace('"""', "'''") + '\n"""'
+
+    @property
+    def runtime_args(self) -> tuple[str, ...]:
+        return tuple(runtime_arguments(self.plan))
+
+    @property
+    def args(self) -> tuple[str, ...]:
+        return tuple(arguments(self.plan))
+
+    @property
+    def kept(self) -> tuple[tuple[str, str], ...]:
+        """The row values a kernel reads, and the pointers to them."""
+        return tuple((name, row_pointer(name)) for name in self.plan.kept)
+
+    @property
+    def block_d(self) -> int:
+        return padded(self.plan.spec.head_dim)
+
+    @property
+    def block_dv(self) -> int:
+        reads_values = self.plan.reads_values or self.plan.side is Side.KEYS
+        return padded(self.plan.spec.v_head_dim) if reads_values else self.block_d
+
+    @property
+    def offs_dv(self) -> str:
+        return offs_dv(self.plan)
+
+    @property
+    def precision(self) -> str:
+        return ', input_precision="ieee"' if self.plan.spec.dtype == "fp32" else ""
+
+    @property
+    def scale_product(self) -> str:
+        return "" if self.plan.scales_late else " * sm_scale"
+
+    @property
+    def widen(self) -> str:
+        """The dtype positions are widened to where nothing proves that 32 bits do."""
+        return "" if self.plan.spec.fast else ".to(tl.int64)"

@@ -18,7 +18,7 @@ from attndsl.ir import row_sums
 from attndsl.ir.nodes import Expr, Load, Scalar, intern
 from attndsl.ir.rewrite import sweep
 from attndsl.ir.row_sums import RowSum
-from attndsl.ir.variant import Variant
+from attndsl.ir.variant import Param, ScalarParam, Variant
 from attndsl.runtime.arguments import Call, Value, check_capture
 from attndsl.runtime.facts import FactBook
 
@@ -125,7 +125,10 @@ def wanted_statistics(return_aux: Any) -> Wanted | None:
 
 
 def _renamed(variant: Variant, prefix: str, taken: Iterable[str]) -> tuple[Variant, dict[str, str]]:
-    """A variant whose parameters have names that are not taken, and those names by the old ones."""
+    """A variant whose parameters have names that are not taken, and those names by the old ones.
+
+    Defaults are left out: a predicate of another number is the same program.
+    """
     names: dict[str, str] = {}
     for param in variant.params:
         name = f"{prefix}_{param.name}"
@@ -142,8 +145,12 @@ def _renamed(variant: Variant, prefix: str, taken: Iterable[str]) -> tuple[Varia
             case _:
                 return None
 
-    params = tuple(replace(param, name=names[param.name]) for param in variant.params)
+    params = tuple(_unbound(param, names[param.name]) for param in variant.params)
     return replace(variant, mask=sweep((variant.mask,), rule)[variant.mask], params=params), names
+
+
+def _unbound(param: Param, name: str) -> Param:
+    return ScalarParam(name, param.dtype) if isinstance(param, ScalarParam) else replace(param, name=name)
 
 
 def _listed(names: Iterable[str]) -> str:
