@@ -29,7 +29,7 @@ from attndsl.analysis.streaming import Refusal, Streaming, stream
 from attndsl.analysis.structure import Structure, structure_of
 from attndsl.analysis.with_sums import with_sums
 from attndsl.codegen.names import kernel_names
-from attndsl.codegen.placement import Placer, Scope, Side, origin_of, scope_of
+from attndsl.codegen.placement import Placement, Placer, Scope, Side, origin_of, scope_of
 from attndsl.codegen.plan import (
     Gather,
     KernelPlan,
@@ -353,7 +353,7 @@ def _planned(
         symbols=symbols,
         placement=placement,
         peaks=placer.place(peaks, later=rest),
-        rest=placer.place((*rest, *moves)),
+        rest=_with_moves(placer.place(rest), placer.place(moves)),
         last=Placer(program, symbols, side, _divisors(at_end), taken=placer.taken).place((*at_end, *sink, *bracket)),
         names=placer.names,
         rows=row_proofs(program.mask, program.score) if spec.fast else (),
@@ -364,6 +364,11 @@ def _planned(
         mask_origin=origin_of(program, program.mask),
         score_origin=origin_of(program, program.score),
     )
+
+
+def _with_moves(rest: Placement, moves: Placement) -> Placement:
+    """What is computed of pairs, and what rescaling needs before the walk: in it a row's value is printed whole."""
+    return replace(rest, program=(*rest.program, *moves.program), own=(*rest.own, *moves.own))
 
 
 def _divisors(values: Iterable[Expr]) -> dict[Expr, str]:

@@ -254,6 +254,32 @@ def check_full_tiles(emitted: Emitted) -> None:
             assert names_in(*masks) <= allowed, ast.unparse(line)
 
 
+@RANDOM
+@given(st.one_of(cases(tensor_offsets=True), NORMALIZED), SPECIALISATIONS)
+def test_what_is_computed_is_read(case: Case, spec: Specialisation) -> None:
+    assume(isinstance(stream(Compilation(case.variant).program), Streaming))
+    for emitted in kernels_of(case.variant, spec):
+        assert unread(emitted) == set(), repr(case)
+
+
+def unread(emitted: Emitted) -> set[str]:
+    """The values that have a name in a kernel which nothing reads."""
+    plan, names = emitted.plan, [node for node in ast.walk(kernel_of(emitted)) if isinstance(node, ast.Name)]
+    read = {name.id for name in names if isinstance(name.ctx, ast.Load)}
+    values = named(*(part.statements for part in (plan.placement, plan.peaks, plan.rest, plan.last)))
+    return {name.id for name in names} & values - read
+
+
+def test_rescales_that_share_a_difference_write_it_down_nowhere() -> None:
+    (variant,) = parse(
+        "attention two(t: tensor[H]) { let d = score - row_max(score) let e = exp(d) let f = exp(t[h] * d)"
+        "  normalizer e / row_sum(e) + f / row_sum(f) }"
+    )
+    (emitted, *_) = kernels_of(variant)
+    assert emitted.text.count("alpha_1 = ") == 2, "partial tiles and full ones"
+    assert unread(emitted) == set()
+
+
 def test_full_tiles_are_met() -> None:
     """What the test above reads is there to be read; at a power of two nothing in it is masked."""
     for variant in examples():
