@@ -39,12 +39,17 @@ class Shape(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Tiles up to a padded head dimension: where bounds tell what of a tile takes part, and where it has to look or
-    turns its products, which takes registers."""
+    """Tiles up to a padded head dimension: where bounds tell what of a tile takes part, and where it has to look, which
+    takes registers.
+
+    `crowded` is that of gradients, with two products for every pair, whose scores may hide keys or have thresholds
+    beside; by default that of those that have to look.
+    """
 
     head_dim: int
     bounded: TileShape
     searching: TileShape
+    crowded: TileShape | None = None
 
 
 # Chosen for 0 spilled bytes at head dims 64 and 128 and, on Hopper, warp-group products: `benchmarks/compile.py`.
@@ -61,8 +66,8 @@ _HALF: dict[str, dict[Shape, tuple[Row, ...]]] = {
             Row(256, TileShape(32, 32, 4, 1), TileShape(32, 32, 4, 1)),
         ),
         Shape.QUERIES: (
-            Row(64, TileShape(32, 128, 8, 2), TileShape(32, 128, 8, 2)),
-            Row(128, TileShape(16, 128, 8, 2), TileShape(32, 64, 8, 2)),
+            Row(64, TileShape(32, 128, 8, 2), TileShape(32, 128, 8, 2), TileShape(16, 128, 8, 2)),
+            Row(128, TileShape(16, 128, 8, 2), TileShape(32, 64, 8, 2), TileShape(16, 64, 8, 2)),
             Row(256, TileShape(16, 32, 8, 1), TileShape(16, 32, 8, 1)),
         ),
         Shape.DIAGONAL: (Row(256, TileShape(32, 32, 4, 1), TileShape(32, 32, 4, 1)),),
@@ -80,7 +85,7 @@ _HALF: dict[str, dict[Shape, tuple[Row, ...]]] = {
         ),
         Shape.QUERIES: (
             Row(64, TileShape(64, 128, 8, 2), TileShape(32, 128, 8, 2)),
-            Row(128, TileShape(32, 128, 8, 2), TileShape(16, 128, 8, 2)),
+            Row(128, TileShape(32, 128, 8, 2), TileShape(16, 128, 8, 2), TileShape(32, 64, 8, 2)),
             Row(256, TileShape(16, 64, 8, 1), TileShape(16, 64, 8, 1)),
         ),
         Shape.DIAGONAL: (Row(256, TileShape(64, 64, 4, 1), TileShape(64, 64, 4, 1)),),
@@ -92,13 +97,13 @@ _HALF: dict[str, dict[Shape, tuple[Row, ...]]] = {
             Row(256, TileShape(64, 32, 4, 2), TileShape(64, 32, 4, 2)),
         ),
         Shape.KEYS: (
-            Row(64, TileShape(128, 32, 8, 2), TileShape(128, 32, 8, 2)),
+            Row(64, TileShape(128, 32, 8, 2), TileShape(128, 32, 8, 2), TileShape(64, 32, 4, 2)),
             Row(128, TileShape(128, 64, 8, 2), TileShape(128, 32, 8, 2)),
             Row(256, TileShape(64, 32, 4, 1), TileShape(64, 32, 4, 1)),
         ),
         Shape.QUERIES: (
             Row(64, TileShape(64, 128, 8, 2), TileShape(32, 128, 8, 2)),
-            Row(128, TileShape(32, 128, 8, 2), TileShape(32, 128, 8, 1)),
+            Row(128, TileShape(32, 128, 8, 2), TileShape(32, 128, 8, 1), TileShape(32, 64, 8, 2)),
             Row(256, TileShape(16, 64, 8, 1), TileShape(16, 64, 8, 1)),
         ),
         Shape.DIAGONAL: (Row(256, TileShape(64, 64, 4, 1), TileShape(64, 64, 4, 1)),),
@@ -133,7 +138,9 @@ def default_tile(family: str, plan: KernelPlan) -> TileShape:
     head_dim = padded(max(spec.head_dim, spec.v_head_dim))
     rows = _FULL if spec.dtype == "fp32" else _HALF[family][_shape(plan)]
     row = next(row for row in rows if head_dim <= row.head_dim)
-    return row.bounded if plan.seen_are_bounded and not plan.mirrors else row.searching
+    if _shape(plan) in (Shape.KEYS, Shape.QUERIES) and (plan.hides_keys or plan.has_thresholds):
+        return row.searching if row.crowded is None else row.crowded
+    return row.bounded if plan.seen_are_bounded else row.searching
 
 
 def _shape(plan: KernelPlan) -> Shape:

@@ -26,6 +26,38 @@ attention captures(doc: int tensor[B, N], keep: bool tensor[N], slopes: tensor[H
 }
 """
 
+WINDOW = "kv_idx <= q_idx and q_idx - kv_idx < w"
+PROGRAMS = {
+    "dense": "attention dense {}",
+    "causal": CAUSAL,
+    "window": f"attention window(w: int) {{ mask {WINDOW} }}",
+    "soft cap": "attention capped(cap: float) { mask kv_idx <= q_idx score cap * tanh(score / cap) }",
+    "learned alibi": (
+        "attention alibi(t: tensor[H]) { mask kv_idx <= q_idx score score + t[h] * float(kv_idx - q_idx) }"
+    ),
+    "documents": "attention docs(doc: int tensor[B, N]) { mask kv_idx <= q_idx and doc[b, q_idx] == doc[b, kv_idx] }",
+    "sinks": f"attention sinks(w: int, t: tensor[H]) {{ mask {WINDOW} normalizer softmax(sink = t[h]) }}",
+    "sparsemax": "attention sparse { mask kv_idx <= q_idx normalizer sparsemax() }",
+    "learned bias": "attention biased(t: tensor[H, N, M]) { mask kv_idx <= q_idx score score + t[h, q_idx, kv_idx] }",
+}
+COMPILED = [
+    *(("causal", target, 64) for target in ("cuda:80", "cuda:90", "cuda:100")),
+    ("dense", "cuda:90", 128),
+    ("window", "cuda:80", 128),
+    ("window", "cuda:90", 128),
+    ("window", "cuda:100", 128),
+    ("soft cap", "cuda:90", 128),
+    ("learned alibi", "cuda:80", 128),
+    ("learned alibi", "cuda:90", 64),
+    ("documents", "cuda:80", 64),
+    ("documents", "cuda:90", 128),
+    ("sinks", "cuda:80", 64),
+    ("sinks", "cuda:90", 64),
+    ("sparsemax", "cuda:80", 64),
+    ("learned bias", "cuda:90", 128),
+]
+"""Each program where registers are short; `benchmarks.compile` does all of them everywhere."""
+
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="compiles in this process; one test below sets the variable"
 )
@@ -73,6 +105,35 @@ def test_every_gpu(target: str) -> None:
 def test_products_are_those_of_the_machine(target: str, product: str) -> None:
     instructions = report(target).kernels[0].instructions
     assert instructions.get(product, 0) > 0, sorted(instructions)
+
+
+@pytest.mark.parametrize("name, target, dim", COMPILED)
+def test_nothing_is_spilled(name: str, target: str, dim: int) -> None:
+    """Of the tiles launches use by default; on Hopper, products are those of warp groups in every kernel."""
+    found = {kernel.name: kernel for kernel in report(target, PROGRAMS[name], dim=dim).kernels}
+    assert {"forward", "backward_dq", "backward_dkv"} <= found.keys()
+    assert {kernel.name: kernel.spilled_bytes for kernel in found.values()} == dict.fromkeys(found, 0)
+    if target == "cuda:90":
+        assert all(found[kernel].instructions.get("wgmma", 0) > 0 for kernel in WARP_GROUPS)
+
+
+WARP_GROUPS = ("forward", "backward_dq", "backward_dkv")
+
+
+def test_gradients_of_what_is_learnt_are_compiled() -> None:
+    """Of tensors that require grad, and of those that have no value yet; a kernel with none of them is left out."""
+    declared = one("attention biased(t: tensor[H, D]) { mask kv_idx <= q_idx score score + t[h, q_idx - kv_idx] }")
+    table = torch.zeros(2, 8)
+    kinds = [declared, declared.bind(t=table.clone().requires_grad_()), declared.bind(t=table)]
+    names = [[kernel.name for kernel in compiled(kind).kernels] for kind in kinds]
+    assert ["backward_diagonal" in listed for listed in names] == [True, True, False]
+    assert names[0][:-1] == names[2]
+    assert "d_t_0" in declared.source("backward_diagonal")
+    assert "d_t_0" not in kinds[2].source("backward_diagonal")
+
+
+def compiled(attention: Attention) -> CompileReport:
+    return attention.compile_for("cuda:80", dtype=torch.bfloat16, head_dim=16)
 
 
 def test_captured_values_of_every_kind() -> None:

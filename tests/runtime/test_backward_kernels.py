@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+import gradients
 import pytest
 import torch
 from gradients import backward, check_gradient_walks, check_gradients, check_same_gradients, learnt, leaves
@@ -149,13 +150,38 @@ def test_gradients(name: str) -> None:
     check_gradients(subject.program, *subject.tensors, q_offset=subject.offset)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["causal", "documents", "documents unsorted", "first keys and a window", "strided", "every kind at once"],
+WALKED = (
+    "causal",
+    "window with an offset",
+    "window of rows without a key",
+    "documents",
+    "documents unsorted",
+    "first keys and a window",
+    "strided",
+    "every kind at once",
 )
+
+
+@pytest.mark.parametrize("name", WALKED)
 def test_every_walk_gives_the_same(name: str) -> None:
+    """To the last bit."""
     subject = SUBJECTS[name]
-    check_gradient_walks(subject.program, subject.program.call(*subject.tensors))
+    check_gradient_walks(subject.program, subject.program.call(*subject.tensors, q_offset=subject.offset))
+
+
+def test_walks_of_other_bits_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = gradients.backward
+
+    def rounded_otherwise(*args, strategy=None, **how):
+        found = plain(*args, strategy=strategy, **how)
+        if strategy is not None:
+            found["k"] = torch.nextafter(found["k"], torch.tensor(INF))
+        return found
+
+    subject = program(CAUSAL)
+    monkeypatch.setattr(gradients, "backward", rounded_otherwise)
+    with pytest.raises(AssertionError, match="gradient of k has other bits"):
+        check_gradient_walks(subject, subject.call(*inputs(q_len=17)))
 
 
 @with_tiles
@@ -397,12 +423,16 @@ def test_a_window_and_its_complement_merge_to_the_whole() -> None:
 
 
 def test_the_same_bits_every_time() -> None:
+    """Of outputs and gradients, twenty times over."""
     subject = SUBJECTS["every kind at once"]
-    call = subject.program.call(*subject.tensors)
-    first = backward(subject.program, call, fast=False)
-    for _ in range(3):
-        again = backward(subject.program, call, fast=False)
-        assert all(torch.equal(gradient, first[name]) for name, gradient in again.items())
+    call = subject.program.call(*inputs(heads=2, kv_heads=1, q_len=17))
+    rows, first = subject.program.run(call, fast=False), backward(subject.program, call, fast=False)
+    for _ in range(19):
+        again = subject.program.run(call, fast=False)
+        assert torch.equal(again.out, rows.out)
+        assert torch.equal(again.lse, rows.lse)
+        found = backward(subject.program, call, fast=False)
+        assert all(torch.equal(gradient, first[name]) for name, gradient in found.items())
 
 
 class Allocations(TorchDispatchMode):
