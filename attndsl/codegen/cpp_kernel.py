@@ -121,7 +121,8 @@ class CppKernel(CppLines):
         shift = next((shift_of(part) for part in maxima if part.value in postorder(value)), None)
         if shift is None or not self._is_exponential(value):
             return None
-        return f"exp2_flushing(s * qk_scale - {shift}_2)" if self.late else f"exp2_flushing((s - {shift}) * LOG2E)"
+        exp2 = "exp2_roughly" if self.plan.spec.dtype == "bf16" else "exp2_flushing"
+        return f"{exp2}(s * {'qk_scale' if self.late else 'LOG2E'} - {shift}_2)"
 
     def _is_exponential(self, value: Expr) -> bool:
         match value:

@@ -43,6 +43,9 @@ FLOATS: dict[str, tuple[float, Callable[[Tensor], Tensor]]] = {
 
 OTHERS = {"silu": functional.silu, "gelu": functional.gelu, "exp2_flushing": torch.exp2}
 
+ROUGH = "exp2_roughly"
+"""The exponential of weights that are rounded to bfloats: of floats alone."""
+
 ENTRY = 'extern "C" __attribute__((visibility("default"))) void'
 FLOAT_PROBE = """
 {entry} lanes_{name}(const real* x, real* y, int64_t n) {{
@@ -105,6 +108,8 @@ def probes(real: str, integer: str) -> ctypes.CDLL:
         second = ("", "") if name in UNARY else (", load(b + i)", ", b[i]")
         parts.append(INTEGER_PROBE.format(entry=ENTRY, name=name, call=name, second=second[0], second_one=second[1]))
     parts.extend(STORAGE_PROBE.format(entry=ENTRY, name=name, element=name) for name in STORAGES)
+    if real == "float":
+        parts.append(FLOAT_PROBE.format(entry=ENTRY, name=ROUGH))
     parts.append(FUSED_PROBE)
     defines = f"#define ATTNDSL_REAL {real}\n#define ATTNDSL_INTEGER {integer}\n"
     text = "\n".join((defines, "namespace attndsl {", *map(template_text, HEADERS), *parts, "}"))
@@ -180,7 +185,7 @@ def test_the_measure_of_errors_sees_one_unit() -> None:
 
 def test_one_number_and_lanes_give_the_same_bits() -> None:
     x = floats()
-    for name in (*FLOATS, *OTHERS):
+    for name in (*FLOATS, *OTHERS, ROUGH):
         lanes, single = (
             called(probes("float", "int32_t"), f"{kind}_{name}", torch.empty_like(x), x) for kind in ("lanes", "single")
         )
@@ -197,16 +202,21 @@ def test_functions_that_cancel_are_accurate_for_their_argument() -> None:
         assert float(error.max()) <= bound, f"{name}({float(x[error.argmax()])!r})"
 
 
-def test_the_exponential_of_softmax_flushes() -> None:
+def test_exponentials_of_weights_flush() -> None:
     x = torch.linspace(-140.0, 100.0, 64 * 4000)
-    found = called(probes("float", "int32_t"), "lanes_exp2_flushing", torch.empty_like(x), x)
     above = x >= -126.0
-    assert float(ulps(found[above], torch.exp2(x[above].double())).max()) <= (1.0 if is_fused() else 2.0)
-    assert bool((found[x < -126.5] == 0).all())
-    ends = torch.tensor([-math.inf, math.nan, -1e30, 0.0] * 16)
-    found = called(probes("float", "int32_t"), "lanes_exp2_flushing", torch.empty_like(ends), ends)[:4]
-    assert found[[0, 2, 3]].tolist() == [0.0, 0.0, 1.0]
-    assert bool(found[1].isnan())
+    exact = torch.exp2(x[above].double())
+    for name in ("exp2_flushing", ROUGH):
+        found = called(probes("float", "int32_t"), f"lanes_{name}", torch.empty_like(x), x)
+        assert bool((found[x < -126.5] == 0).all())
+        if name == ROUGH:
+            assert float((found[above].double() / exact - 1).abs().max()) <= 2.0**-17
+        else:
+            assert float(ulps(found[above], exact).max()) <= (1.0 if is_fused() else 2.0)
+        ends = torch.tensor([-math.inf, math.nan, -1e30, 0.0] * 16)
+        found = called(probes("float", "int32_t"), f"lanes_{name}", torch.empty_like(ends), ends)[:4]
+        assert found[[0, 2, 3]].tolist() == [0.0, 0.0, 1.0]
+        assert bool(found[1].isnan())
 
 
 @pytest.mark.parametrize("kind", ["lanes", "single"])

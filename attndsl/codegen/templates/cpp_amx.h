@@ -20,10 +20,12 @@ INLINE vec in_pairs(Raw<short, 32>::type both) {
     return bits_as<vec>(__builtin_ia32_permvarhi512_mask(both, places, both, -1));
 }
 
-// Two vectors of numbers as one of pairs, rounded to bfloats, halves to even.
+// Two vectors of numbers as one of pairs, rounded to the nearest bfloats: half of their last place is added, then the
+// rest cut off. Fewer operations than the processor's own conversion takes.
 INLINE vec rounded(vreal even, vreal odd) {
-    return in_pairs(bits_as<Raw<short, 32>::type>(__builtin_ia32_cvtne2ps2bf16_v32hi(
-        bits_as<Raw<float, 16>::type>(odd.part[0]), bits_as<Raw<float, 16>::type>(even.part[0]))));
+    typedef Raw<uint32_t, 16>::type Bits;
+    const Bits low = bits_as<Bits>(even.part[0]) + 0x8000, high = bits_as<Bits>(odd.part[0]) + 0x8000;
+    return bits_as<vec>(low >> 16 | (high & 0xffff0000));
 }
 
 // Two rows of 16 bfloats as one of pairs.

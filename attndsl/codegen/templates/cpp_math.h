@@ -164,18 +164,64 @@ template<class V> INLINE V exp2_near_zero(V f) {
     p = p * f + 0.6931471825f;
     return p * f + 1.0f;
 }
+// 2^f for 0 <= f <= 1, right at both ends and off by at most 2^-18 of itself between them.
+template<class V> INLINE V exp2_below_one(V f) {
+    V p = f * 1.35557475e-2f + 5.20323701e-2f;
+    p = p * f + 2.41379768e-1f;
+    p = p * f + 6.93032086e-1f;
+    return p * f + 1.0f;
+}
+
 // At most 1 ulp.
 template<class V> INLINE V exp2_formula(V x) {
     x = between(x, -160.0f, 130.0f);
     V n = (x + NEAREST) - NEAREST;
     return scaled(exp2_near_zero(x - n), n);
 }
-// The same for x <= 100, but 0 below 2^-126: fewer operations.
-template<class V> INLINE V exp2_flushing(V x) {
-    x = select(x < -127.0f, V(-127.0f), x);
-    V moved = x + (NEAREST + 127.0f);
+
+// 2^x for x <= 100, from the power of what x has more than the integer below it (DOWN), or than the nearest one. It is 0
+// where x is below -126: subnormal results take a hundred times as long, and rows with a steep bias are full of them.
+#if defined(__AVX512DQ__) && defined(__AVX512VL__)
+template<bool DOWN> INLINE float without_whole(float x) {
+    asm("vreducess %1, %0, %0, %0" : "+v"(x) : "i"(DOWN));
+    return x;
+}
+template<bool DOWN> INLINE Lanes<float> without_whole(Lanes<float> x) {
+    asm("vreduceps %1, %0, %0" : "+v"(x.part[0]) : "i"(DOWN));
+    return x;
+}
+// p * 2^floor(n)
+INLINE float times_power(float p, float n) {
+    asm("vscalefss %1, %0, %0" : "+v"(p) : "v"(n));
+    return n < -126.0f ? 0.0f : p;
+}
+INLINE Lanes<float> times_power(Lanes<float> p, Lanes<float> n) {
+    const Lanes<float> least(-126.0f);
+    uint16_t kept;
+    asm("vcmpps $5, %2, %1, %0" : "=Yk"(kept) : "v"(n.part[0]), "v"(least.part[0]));
+    asm("vscalefps %1, %0, %0%{%2%}%{z%}" : "+v"(p.part[0]) : "v"(n.part[0]), "Yk"(kept));
+    return p;
+}
+template<bool DOWN, class V, class F> INLINE V exp2_by(V x, F power) {
+    V f = without_whole<DOWN>(x);
+    return times_power(power(f), DOWN ? x : x - f);
+}
+#else
+template<bool DOWN, class V, class F> INLINE V exp2_by(V x, F power) {
+    constexpr float LEAST = DOWN ? -126.5f : -127.0f;
+    x = select(x < LEAST, V(LEAST), x);
+    V moved = x - (DOWN ? 0.5f : 0.0f) + (NEAREST + 127.0f);
     V n = moved - (NEAREST + 127.0f);
-    return exp2_near_zero(x - n) * bits_as<V>(bits_as<I<V>>(moved) << 23);
+    return power(x - n) * bits_as<V>(bits_as<I<V>>(moved) << 23);
+}
+#endif
+// At most 1 ulp where it is not 0.
+template<class V> INLINE V exp2_flushing(V x) {
+    return exp2_by<false>(x, [](V f) { return exp2_near_zero(f); });
+}
+// Right to 2^-17 of itself: enough where what is multiplied has 8 bits.
+template<class V> INLINE V exp2_roughly(V x) {
+    return exp2_by<true>(x, [](V f) { return exp2_below_one(f); });
 }
 
 // x = 2^e * (1 + m) with m from -1/3 to 1/3, and log(1 + m) to 1 ulp of itself.
@@ -220,7 +266,8 @@ template<class V> INLINE V tanh_formula(V x) {
     p = p * s + 1.33152470e-1f;
     p = p * s - 3.33327681e-1f;
     V small = p * s * x + x;
-    V large = 1.0f - 2.0f / (exp_formula(size + size) + 1.0f);
+    V e = exp2_flushing(select(size > 10.0f, V(10.0f), size) * 2.88539008f);
+    V large = 1.0f - 2.0f / (e + 1.0f);
     return select(size < 0.55f, small, with_sign_of(large, x));
 }
 
