@@ -44,13 +44,15 @@ struct MatrixProducts {
     static constexpr int GRAIN = 32;
     static constexpr int WIDE = 2;
     static constexpr int STEP = 2;
+    // So many vectors of queries are taken through a tile at a time: their scores and weights stay in the nearest cache.
+    static constexpr int GROUP = 2;
     static constexpr int DEPTH = (HEAD_DIM + 31) / 32 * 32;
     static constexpr int V_ROWS = (V_HEAD_DIM + 15) / 16 * 16;
     static constexpr int ROW = LANES * 4;
 
     alignas(64) pair q[DEPTH / 2 * BLOCK_M];
-    alignas(64) real s[BLOCK_N * BLOCK_M];
-    alignas(64) pair p[TERMS * BLOCK_N / 2 * BLOCK_M];
+    alignas(64) real s[GROUP * BLOCK_N * LANES];
+    alignas(64) pair p[TERMS * GROUP * BLOCK_N / 2 * LANES];
     alignas(64) real acc[TERMS * V_ROWS * BLOCK_M];
     alignas(64) bfloat k[BLOCK_N * DEPTH];
     alignas(64) bfloat v[BLOCK_N * V_ROWS];
@@ -65,10 +67,10 @@ struct MatrixProducts {
 
     FewQueries few;
 
-    // Panels of the vectors of queries, side by side.
+    // Panels of the vectors of queries, side by side; groups share theirs of scores and weights.
     MEMBER pair* query(int d, int i) { return q + (i * DEPTH + d) / 2 * LANES; }
-    MEMBER real* score(int key, int i) { return s + (i * BLOCK_N + key) * LANES; }
-    MEMBER pair* weight(int term, int key, int i) { return p + ((term * VECTORS + i) * BLOCK_N + key) / 2 * LANES; }
+    MEMBER real* score(int key, int i) { return s + (i % GROUP * BLOCK_N + key) * LANES; }
+    MEMBER pair* weight(int term, int key, int i) { return p + ((term * GROUP + i % GROUP) * BLOCK_N + key) / 2 * LANES; }
     MEMBER real* sum_at(int term, int d, int i) { return acc + ((term * VECTORS + i) * V_ROWS + d) * LANES; }
 
     // Queries of a tile in pairs, transposed; rows past the end are 0.
@@ -94,16 +96,17 @@ struct MatrixProducts {
                 query(d, m / LANES)[m % LANES] |= pair(from[m * stride + d * stride_d].bits) << d % 2 * 16;
     }
 
-    // Keys as they lie in memory where whole registers can be read there, else a copy with zeros beyond the ends.
-    void scores(const element* from, int64_t stride, int64_t stride_d, int keys, const Spans& spans) {
+    // Scores of the vectors of queries from `begin` to `end`, a group; the first one starts at 0. Keys as they lie in memory
+    // where whole registers can be read there, else a copy with zeros beyond the ends.
+    void scores(const element* from, int64_t stride, int64_t stride_d, int keys, const Spans& spans, int begin, int end) {
         if (few.rows)
             return few.scores(from, stride, spans.first[0], spans.last[0] < keys ? spans.last[0] : keys, s);
         const bfloat* left = from;
         if (stride_d != 1 || HEAD_DIM % 32 || keys < BLOCK_N) {
-            copy<DEPTH>(k, from, stride, stride_d, keys, HEAD_DIM, nullptr);
+            if (begin == 0) copy<DEPTH>(k, from, stride, stride_d, keys, HEAD_DIM, nullptr);
             left = k, stride = DEPTH;
         }
-        for (int i = 0; i < spans.vectors;) {
+        for (int i = begin; i < end;) {
             const int first = spans.first[i], last = spans.last[i];
             if (spans.alike(i, 2)) {
                 for (int j = first; j < last; j += 32) {
@@ -182,23 +185,22 @@ struct MatrixProducts {
         return !special;
     }
 
-    // Adds the values times their weights. Of keys that no query of the tile sees, values are not read.
+    // Adds the values times their weights, for a group. Of keys that are not `seen`, values are not read.
     void values(const element* from, int64_t stride, int64_t stride_d, int keys, const Spans& spans, const bool* seen,
-                const bfloat* packed) {
+                const bfloat* packed, int begin, int end) {
         if (few.rows)
             return few.values(from, stride, spans.first[0], spans.last[0] < keys ? spans.last[0] : keys, seen);
-        const bfloat* columns = packed;
-        if (!columns) {
+        const bfloat* columns = packed ? packed : v_columns;
+        if (!packed && (begin == 0 || seen)) {
             int low = BLOCK_N, high = 0;
             for (int i = 0; i < spans.vectors; i++) {
                 if (spans.last[i] && spans.first[i] < low) low = spans.first[i];
                 if (spans.last[i] > high) high = spans.last[i];
             }
             turned(v_columns, from, stride, stride_d, keys, seen, low, high);
-            columns = v_columns;
         }
         for (int term = 0; term < TERMS; term++)
-            for (int i = 0; i < spans.vectors;) {
+            for (int i = begin; i < end;) {
                 const bool both = spans.alike(i, 2);
                 int d = 0;
                 for (; d + 32 <= V_ROWS; d += 32)

@@ -85,7 +85,12 @@ INLINE vreal maximum(real a, vreal b) { return maximum(vreal(a), b); }
     ATTNDSL_SCALARS(NAME, __builtin_##LIBM)                                                                        \
     ATTNDSL_LANE_BY_LANE(NAME, float)                                                                              \
     ATTNDSL_LANE_BY_LANE(NAME, double)
-ATTNDSL_LIBM(fabs, fabs)
+ATTNDSL_SCALARS(fabs, __builtin_fabs)
+template<class T> INLINE Lanes<T> fabs(Lanes<T> x) {
+    typedef typename IntegerOf<sizeof(T)>::type Bits;
+    Lanes<Bits> bits = bits_as<Lanes<Bits>>(x);
+    return bits_as<Lanes<T>>(bits & Lanes<Bits>(Bits(~(uint64_t(1) << (8 * sizeof(T) - 1)))));
+}
 ATTNDSL_LIBM(floor, floor)
 ATTNDSL_LIBM(ceil, ceil)
 ATTNDSL_LIBM(round, rint)

@@ -134,6 +134,8 @@ struct ExactProducts {
     static constexpr int GRAIN = 1;
     static constexpr int STEP = 1;
     static constexpr int WIDE = REGISTERS == 16 ? 2 : 4;
+    // All vectors of queries are taken through a tile together.
+    static constexpr int GROUP = VECTORS;
 
     alignas(64) real q[HEAD_DIM * BLOCK_M];
     alignas(64) real s[BLOCK_N * BLOCK_M];
@@ -166,11 +168,12 @@ struct ExactProducts {
         for (real& sum : acc) sum = 0;
     }
 
-    void scores(const element* from, int64_t stride, int64_t stride_d, int keys, const Spans& spans) {
+    // Scores of the vectors of queries from `begin` to `end`, a group.
+    void scores(const element* from, int64_t stride, int64_t stride_d, int keys, const Spans& spans, int begin, int end) {
         if (few.rows)
             return few.scores(from, stride, spans.first[0], spans.last[0] < keys ? spans.last[0] : keys, s);
         Lines k = lines(from, stride, stride_d, keys, HEAD_DIM, copy);
-        for (int i = 0; i < spans.vectors;) {
+        for (int i = begin; i < end;) {
             const int first = spans.first[i], rows = spans.last[i] - first;
             const real* left = k.at + first * k.step;
             const real* right = q + i * HEAD_DIM * LANES;
@@ -204,15 +207,15 @@ struct ExactProducts {
     static constexpr int64_t PACKED = 0;
     bool pack(element*, const element*, int64_t, int64_t, int) { return false; }
 
-    // Adds the values times their weights. Of keys that no query of the tile sees, values are not read.
+    // Adds the values times their weights, for a group. Of keys that are not `seen`, values are not read.
     void values(const element* from, int64_t stride, int64_t stride_d, int keys, const Spans& spans, const bool* seen,
-                const element*) {
+                const element*, int begin, int end) {
         if (few.rows)
             return few.values(from, stride, spans.first[0], spans.last[0] < keys ? spans.last[0] : keys, seen);
         Lines v = lines(from, stride, stride_d, keys, V_HEAD_DIM, copy);
         if (seen) v = without(v, keys, seen);
         for (int term = 0; term < TERMS; term++)
-            for (int i = 0; i < spans.vectors;) {
+            for (int i = begin; i < end;) {
                 const int first = spans.first[i], count = spans.last[i] - first;
                 const real* left = v.at + first * v.step;
                 const real* right = weights(term, first, i);
