@@ -24,6 +24,7 @@ _HOME = {
     "attndsl.frontend.decorators": ("mask_mod", "normalizer", "score_mod", "weight_mod"),
     "attndsl.frontend.grids": ("Grid", "grid", "require"),
     "attndsl.frontend.math": _MATH,
+    "attndsl.integrations.flex": ("AuxOutput", "AuxRequest", "KernelOptionsWarning", "flex_attention"),
     "attndsl.library.normalizers": ("softmax",),
     "attndsl.loading": ("load", "parse"),
     "attndsl.routing.router": ("router",),

@@ -60,10 +60,11 @@ def attention(
 class Attention:
     """An attention variant. Made by `attention`, or from text by `load` and `parse`."""
 
-    def __init__(self, compilation: Compilation, bindings: Bindings) -> None:
+    def __init__(self, compilation: Compilation, bindings: Bindings, facts: FactBook | None = None) -> None:
+        """`facts` are what other attentions of the same compilation have learnt."""
         self._compilation = compilation
         self._bindings = bindings
-        self._facts = FactBook()
+        self._facts = FactBook() if facts is None else facts
         self._joins = joins_of(compilation)
 
     def __call__(
@@ -318,9 +319,7 @@ class Attention:
     def _routed(self, table: BlockTable, values: Mapping[str, Any], q_offset: int | Tensor) -> Attention:
         """The attention whose mask also asks a block table."""
         joined = self._joins.of(table, q_offset)
-        routed = Attention(joined.compilation, joined.bindings(values, table, q_offset))
-        routed._facts = joined.facts
-        return routed
+        return Attention(joined.compilation, joined.bindings(values, table, q_offset), joined.facts)
 
     def _checked(self, q: Any, k: Any, v: Any, **how: Any) -> Call:
         device = q.device if isinstance(q, Tensor) else None

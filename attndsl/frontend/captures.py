@@ -61,6 +61,16 @@ class Captured:
         return next(iter(letters)) or f"D{number}" if len(letters) == 1 else f"D{number}"
 
 
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Final names by label, the parameters, their bindings, and by name where each captured value was met."""
+
+    names: Mapping[str, str]
+    params: tuple[Param, ...]
+    bindings: Bindings
+    keys: Mapping[str, Hashable]
+
+
 class Captures:
     """Everything one trace captured."""
 
@@ -159,8 +169,8 @@ class Captures:
         found = self._by_key.items()
         return frozenset(key for key, captured in found if not isinstance(captured.value, torch.Tensor))
 
-    def finish(self, used: set[str]) -> tuple[dict[str, str], tuple[Param, ...], Bindings]:
-        """Final names by label, the parameters, and the bindings, of what the variant uses."""
+    def finish(self, used: set[str]) -> Finished:
+        """What the variant uses, under its final names."""
         wanted = [captured for captured in self._by_key.values() if captured.label in used]
         leaves = {leaf for captured in wanted for leaf in _leaves(captured.source)}
         everything = [
@@ -174,7 +184,12 @@ class Captures:
             {names[one]: one.recipe for one in wanted if one.recipe is not None},
             tuple(names[one] for one in wanted),
         )
-        return {one.label: names[one] for one in wanted}, tuple(one.param(names[one]) for one in wanted), bindings
+        return Finished(
+            {one.label: names[one] for one in wanted},
+            tuple(one.param(names[one]) for one in wanted),
+            bindings,
+            {names[one]: one.key for one in everything if one.recipe is None},
+        )
 
     def _add(self, key: Hashable, name: str, mod: str | None, value: Value, dtype: DType) -> Captured:
         name, mod = identifier(name), part_of_name(mod) if mod is not None else None

@@ -6,7 +6,7 @@ of all mods are reported together; exceptions a function raises itself pass thro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,10 +35,11 @@ Mods = Callable[..., Any] | Sequence[Callable[..., Any]] | None
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A variant and the values of its parameters."""
+    """A variant, the values of its parameters, and by name where each captured value was met (`frontend.closures`)."""
 
     variant: Variant
     bindings: Bindings
+    keys: Mapping[str, Hashable]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,18 +163,19 @@ def _program(recorder: TraceRecorder, name: str, roots: tuple[Expr, Expr, Expr, 
     nodes = list(postorder(*roots, *conditions))
     used = {node.name for node in nodes if isinstance(node, Scalar)}
     used |= {node.tensor for node in nodes if isinstance(node, Load)}
-    names, params, bindings = recorder.captures.finish(used)
-    variant = Variant(name, params, *roots, recorder.builder.origins, requirements, order=recorder.builder.order)
+    found = recorder.captures.finish(used)
+    names = found.names
+    variant = Variant(name, found.params, *roots, recorder.builder.origins, requirements, order=recorder.builder.order)
     if any(label != final for label, final in names.items()):
         moves = sweep((*roots, *conditions), lambda node: _renamed(node, names))
         requirements = tuple(replace(one, condition=moves[one.condition]) for one in requirements)
         variant = replace(
             variant.map(moves.__getitem__), origins=variant.origins.moved(moves), requirements=requirements
         )
-    return Program(variant, bindings)
+    return Program(variant, found.bindings, found.keys)
 
 
-def _renamed(node: Expr, names: dict[str, str]) -> Expr | None:
+def _renamed(node: Expr, names: Mapping[str, str]) -> Expr | None:
     match node:
         case Scalar(name=label, dtype=dtype):
             return intern(Scalar, names[label], dtype)

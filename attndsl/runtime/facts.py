@@ -34,6 +34,7 @@ from attndsl.runtime.planner import offsets_of, plan_blocks
 from attndsl.runtime.requirements import check_requirements
 from attndsl.runtime.routed import routed_table, tables_in
 from attndsl.runtime.tables import TABLES, Lists, TileTable
+from attndsl.runtime.versions import version_of
 
 REMEMBERED = 256
 
@@ -61,7 +62,7 @@ class _Entry:
     def stands(self, tensors: tuple[Tensor, ...]) -> bool:
         """Whether these are the same tensors, unchanged."""
         same = all(ref() is tensor for ref, tensor in zip(self.tensors, tensors, strict=True))
-        return same and self.versions == tuple(map(_version, tensors))
+        return same and self.versions == tuple(map(version_of, tensors))
 
 
 class FactBook:
@@ -84,7 +85,7 @@ class FactBook:
             return entry.facts
         facts, floats = self._learn(source, program, call)
         tensors = _watched(source, call, floats)
-        versions = tuple(map(_version, tensors))
+        versions = tuple(map(version_of, tensors))
         if None not in versions:
             self._facts[key] = _Entry(facts, floats, tuple(map(weakref.ref, tensors)), versions)
             while len(self._facts) > REMEMBERED:
@@ -168,7 +169,7 @@ class FactBook:
         return known_values(variant, values, summary)
 
     def _summary(self, tensor: Tensor) -> Summary:
-        version = _version(tensor)
+        version = version_of(tensor)
         found = self._summaries.get(tensor)
         if found is not None and version is not None and found[0] == version:
             return found[1]  # type: ignore[no-any-return]
@@ -237,11 +238,6 @@ def _key(variant: Variant, call: Call) -> Hashable:
     shapes = tuple((layout.shape, layout.strides) for layout in layouts(variant, call.values).values())
     which = tuple(map(id, _watched(variant, call, floats=False)))
     return (call.batch, call.heads, call.q_len, call.kv_len, call.scale > 0, offset, scalars, shapes, which)
-
-
-def _version(tensor: Tensor) -> Hashable | None:
-    """Changes with every write torch sees, and when `.data` is swapped; inference tensors keep none."""
-    return None if tensor.is_inference() else (tensor._version, tensor.data_ptr())
 
 
 def _offset_range(q_offset: int | Tensor) -> tuple[int, int]:

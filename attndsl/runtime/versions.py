@@ -6,7 +6,7 @@ In: tensors and what to call them. Out: `Versions`, which hold none of them.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -31,6 +31,11 @@ class Versions:
         changed = [name for name, held, version in self.seen if _version(held, version) != version]
         if changed:
             raise written_in_place(" and ".join(f"`{name}`" for name in changed))
+
+
+def version_of(tensor: Tensor) -> Hashable | None:
+    """Changes with every write torch sees, and when `.data` is swapped; inference tensors keep none."""
+    return None if tensor.is_inference() else (tensor._version, tensor.data_ptr())
 
 
 def written_in_place(what: str) -> DiagnosticError:

@@ -1,0 +1,1 @@
+"""attndsl in other libraries' places: FlexAttention, transformers."""
