@@ -31,20 +31,13 @@ class ModelMask(BlockMask):
     @staticmethod
     def of(mask_mod: Function, batch: int, lengths: tuple[int, int], device: Any) -> ModelMask:
         """The mask of one forward pass."""
-        ones = torch.ones((batch, 1, 1), dtype=torch.int32, device=device)
-        return ModelMask(
-            lengths,
-            ones,
-            torch.zeros_like(ones)[..., None],
-            None,
-            None,
-            None,
-            None,
-            None,
-            None,
-            (WHOLE, WHOLE),
-            mask_mod,
-        )
+        count = torch.ones((batch, 1, 1), dtype=torch.int32, device=device)
+        lists = (count, torch.zeros_like(count)[..., None], *(None,) * 6)
+        return ModelMask(lengths, *lists, (WHOLE, WHOLE), mask_mod)
+
+    def contiguous(self) -> ModelMask:
+        """Itself: generation with static caches asks every mask."""
+        return self
 
 
 def register(name: str = NAME) -> None:
