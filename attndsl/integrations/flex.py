@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
+import torch
 from torch import Tensor
 from torch.nn.attention import flex_attention as torch_flex
 from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask
@@ -52,8 +53,28 @@ def flex_attention(
     `mask_mod`, or a mask function itself, which needs no lists. With `return_aux=AuxRequest(lse=True)` the result is
     `(out, AuxOutput)`, with `return_lse` it is `(out, lse)`; `lse` is a natural logarithm. Gradients reach query, key,
     value and captured tensors. `kernel_options` are for FlexAttention's kernels and change nothing here, with a
-    `KernelOptionsWarning`.
+    `KernelOptionsWarning`. Inside `torch.compile` it breaks the graph: its kernels are compiled already.
     """
+    if torch.compiler.is_compiling():
+        attend: Callable[..., Any] = torch.compiler.disable(_attend)
+    else:
+        attend = _attend
+    how = (score_mod, block_mask, scale, enable_gqa, return_lse, kernel_options, return_aux)
+    return attend(query, key, value, *how)
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    score_mod: Callable[..., Any] | None,
+    block_mask: BlockMask | Callable[..., Any] | None,
+    scale: float | None,
+    enable_gqa: bool,
+    return_lse: bool,
+    kernel_options: Mapping[str, Any] | None,
+    return_aux: AuxRequest | None,
+) -> Any:
     _check(query, key, value, block_mask, enable_gqa, return_lse, return_aux)
     _check_options(kernel_options)
     if query.shape[0] != key.shape[0]:
@@ -177,4 +198,4 @@ def _check_options(options: Mapping[str, Any] | None) -> None:
         _warned.update(new)
         listed = ", ".join(f"`{name}`" for name in new)
         message = f"kernel options of FlexAttention change nothing in attndsl, which picks tiles itself: {listed}"
-        warnings.warn(message, KernelOptionsWarning, stacklevel=3)
+        warnings.warn(message, KernelOptionsWarning, stacklevel=4)

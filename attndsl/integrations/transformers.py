@@ -95,7 +95,29 @@ def attend(
     position_bias: Tensor | None = None,
     **more: Any,
 ) -> tuple[Tensor, None]:
-    """What an attention layer of transformers calls: the output as (batch, query, head, head_dim), and no weights."""
+    """What an attention layer of transformers calls: the output as (batch, query, head, head_dim), and no weights.
+
+    Inside `torch.compile` it breaks the graph: its kernels are compiled already.
+    """
+    if torch.compiler.is_compiling():
+        run: Callable[..., Tensor] = torch.compiler.disable(_attend)
+    else:
+        run = _attend
+    return run(query, key, value, attention_mask, scaling, dropout, softcap, s_aux, position_bias, more), None
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    scaling: float | None,
+    dropout: float,
+    softcap: float | None,
+    s_aux: Tensor | None,
+    position_bias: Tensor | None,
+    more: dict[str, Any],
+) -> Tensor:
     _check(dropout, attention_mask, more)
     mask_mod, bias = _mask_of(attention_mask)
     biases = [one for one in (position_bias, bias) if one is not None]
@@ -104,7 +126,7 @@ def attend(
     if isinstance(attention_mask, BlockMask) and not isinstance(attention_mask, ModelMask):
         bound = with_blocks(bound, attention_mask, (*query.shape[:3], key.shape[2]))
     out: Tensor = bound.attention(query, key, value, scale=scaling, enable_gqa=True)
-    return out.transpose(1, 2).contiguous(), None
+    return out.transpose(1, 2).contiguous()
 
 
 def _check(dropout: float, attention_mask: Any, more: dict[str, Any]) -> None:

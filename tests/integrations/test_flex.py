@@ -365,3 +365,19 @@ def test_kernel_options_change_nothing_and_say_so_once(monkeypatch: pytest.Monke
         found = refused(kernel_options={"BLOCK_M": 64, "num_warps": 8})
     assert torch.equal(found, expected)
     refused(kernel_options={"BLOCK_M": 32})
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # which dynamo looks at itself
+def test_torch_compile_leaves_the_call_as_it_is() -> None:
+    q, k, v = flexing.inputs((1, 2, 40, 40))
+    block_mask = create_block_mask(window(9), None, None, 40, 40, device="cpu", BLOCK_SIZE=16)
+
+    def around(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return ad.flex_attention(q * 1.0, k, v, soft_cap, block_mask) + 1.0
+
+    found = torch.compile(around, backend="aot_eager")(q, k, v)
+    assert torch.equal(found, around(q, k, v))
+    alone = torch.compile(ad.flex_attention, backend="aot_eager")(q, k, v, soft_cap, block_mask)
+    assert torch.equal(alone + 1.0, found)
+    (one,), (other,) = (torch.autograd.grad(out.sum(), [q]) for out in (found, around(q, k, v)))
+    assert torch.equal(one, other)

@@ -168,6 +168,14 @@ def test_a_training_step_has_the_same_gradients(name: str, inputs: str) -> None:
         assert_rows_close(found[key] / largest, gradient / largest, 1e-4, key)
 
 
+def test_a_compiled_model() -> None:
+    model = decoder("gemma2")
+    model.set_attn_implementation("attndsl")
+    with torch.no_grad():
+        wanted = model(TOKENS, **INPUTS["left"]).logits
+        torch.testing.assert_close(torch.compile(model, backend="eager")(TOKENS, **INPUTS["left"]).logits, wanted)
+
+
 def test_layers_share_programs() -> None:
     traces.forget()
     model = decoder("gpt_oss")
