@@ -352,10 +352,13 @@ REFUSALS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("code", REFUSALS)
-def test_what_does_not_fit_is_refused(code: str) -> None:
+def test_what_does_not_fit_is_refused(code: str, golden: Callable[..., None]) -> None:
     with pytest.raises(ad.DiagnosticError) as caught:
         refused(**REFUSALS[code])
-    assert code in [diagnostic.code for diagnostic in caught.value.diagnostics]
+    found = caught.value.diagnostics
+    assert code in [diagnostic.code for diagnostic in found]
+    if all(diagnostic.span is None for diagnostic in found):
+        golden(str(caught.value), "flex")
 
 
 def test_kernel_options_change_nothing_and_say_so_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -348,3 +349,9 @@ def test_both_interfaces_know_the_name() -> None:
     integration.register("another")
     assert transformers.AttentionInterface()["another"] is integration.attend
     assert masking.AttentionMaskInterface()["another"] is integration.make_mask
+
+
+def test_a_missing_transformers_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers.masking_utils", None)
+    with pytest.raises(ad.DiagnosticError, match="no-transformers"):
+        integration.register()

@@ -1,0 +1,47 @@
+"""The pages of docs/ are programs: their Python runs top to bottom and prints what they show."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_readme import FENCE, paragraph
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+
+
+def blocks(page: Path, language: str) -> list[tuple[int, str]]:
+    """The fenced blocks of a language, each with the lines above it."""
+    text = page.read_text(encoding="utf-8")
+    return [(text.count("\n", 0, found.start(2)), found[2]) for found in FENCE.finditer(text) if found[1] == language]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+def test_a_page_runs_and_prints_what_it_shows(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if page.stem == "transformers":
+        pytest.importorskip("transformers")
+    program = ""
+    for line, block in blocks(page, "python"):
+        program += "\n" * (line - program.count("\n")) + block + "print()\n"
+    script = tmp_path / f"page_{page.stem}.py"  # no name that another module has
+    script.write_text(program, encoding="utf-8")
+    run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env={**os.environ})
+    assert run.returncode == 0, run.stderr
+    shown = {block: paragraph(run.stdout, block.splitlines()[0]) for _, block in blocks(page, "text")}
+    if request.config.getoption("--update-goldens"):
+        text = page.read_text(encoding="utf-8")
+        for old, new in shown.items():
+            text = text.replace(old, new)
+        page.write_text(text, encoding="utf-8")
+        return
+    for block, present in shown.items():
+        assert block == present
+
+
+def test_every_page_has_programs() -> None:
+    assert PAGES
+    assert all(blocks(page, "python") for page in PAGES)
