@@ -97,6 +97,7 @@ def test_the_signature_is_torchs() -> None:
     assert ad.AuxOutput is torch_flex.AuxOutput
 
 
+@pytest.mark.usefixtures("densely")
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("mask", MASKS)
 def test_a_call_is_what_the_formula_says(mask: str, score: str) -> None:
@@ -105,6 +106,7 @@ def test_a_call_is_what_the_formula_says(mask: str, score: str) -> None:
     check(SCORES[score], block_mask, *flexing.inputs(SIZES))
 
 
+@pytest.mark.usefixtures("densely")
 @pytest.mark.parametrize("mask", MASKS)
 def test_a_mask_function_stands_for_its_block_mask(mask: str) -> None:
     check(None, MASKS[mask], *flexing.inputs(SIZES))
@@ -179,6 +181,7 @@ def random_lists(seed: int, counts: tuple[int, int], sizes: tuple[int, ...], blo
     return kind == 1, kind == 2
 
 
+@pytest.mark.usefixtures("densely")
 @pytest.mark.parametrize(
     "counts, mask",
     [
@@ -242,6 +245,7 @@ def test_helpers_make_the_same_mask() -> None:
 # Captured tensors.
 
 
+@pytest.mark.usefixtures("densely")
 @pytest.mark.parametrize(
     "shape, score_mod",
     [

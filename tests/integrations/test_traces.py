@@ -17,6 +17,8 @@ from torch.nn.attention.flex_attention import and_masks, create_block_mask, or_m
 import attndsl as ad
 from attndsl.integrations import block_masks, traces
 
+pytestmark = pytest.mark.usefixtures("densely")
+
 GLOBAL_WINDOW = 4
 SETTINGS = types.ModuleType("settings")
 SETTINGS.width = 4  # type: ignore[attr-defined]

@@ -231,6 +231,7 @@ def seen(mask: Any) -> Tensor:
     return ad.flex_attention(q, k, v, None, mask.mask_mod) > 0
 
 
+@pytest.mark.usefixtures("densely")
 @pytest.mark.parametrize("padding", ["none", "all", "left", "right", "short", "holes", "empty row"])
 @pytest.mark.parametrize("name", COMPOSED)
 def test_masks_are_those_transformers_builds(name: str, padding: str) -> None:
@@ -263,6 +264,7 @@ def test_masks_are_those_transformers_builds(name: str, padding: str) -> None:
         assert torch.equal(seen(integration.make_mask(q_offset=torch.tensor(q_offset), **given)), wanted)
 
 
+@pytest.mark.usefixtures("densely")
 def test_positions_of_queries_stand_for_length_and_offset() -> None:
     """As transformers before 5 passes them."""
     mask = integration.make_mask(
