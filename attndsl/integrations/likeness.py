@@ -7,11 +7,19 @@ values in order. Functions made anew for every call, `lambda b, h, q, kv: q - kv
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
-from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType, NoneType
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FunctionType,
+    MemberDescriptorType,
+    MethodType,
+    ModuleType,
+    NoneType,
+)
 from typing import Any
 
 import torch
@@ -24,6 +32,13 @@ FIXED = frozenset({"attndsl", "builtins", "functools", "math", "numpy", "operato
 
 PLAIN = (NoneType, bool, str, bytes, complex, type(Ellipsis), torch.dtype, torch.device, torch.layout, torch.Size, Enum)
 """Values that are part of a form: they cannot change, and equal ones mean the same."""
+
+
+MODULE_STATE = ("_parameters", "_buffers", "_modules")
+"""Where a `torch.nn.Module` keeps attributes."""
+
+UNREAD = frozenset({"__init__", "__new__", "__repr__", "__str__", "__del__"})
+"""Methods no mask is computed by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +54,7 @@ class Likeness:
 def likeness(*mods: Callable[..., Any] | None) -> Likeness:
     """The likeness of the mods of a call, in their order."""
     walk = _Walk()
-    form = tuple(walk.value(mod, None) for mod in mods)
+    form = (*(walk.value(mod, None) for mod in mods), *walk.attributes())
     return Likeness(form if walk.is_complete else None, walk.numbers, tuple(walk.tensors.values()))
 
 
@@ -51,6 +66,16 @@ class _Walk:
         self.tensors: dict[int, Tensor] = {}
         self.is_complete = True
         self._met: dict[Hashable, int] = {}
+        self._objects: dict[int, Any] = {}
+        self._names: dict[str, None] = {}
+
+    def attributes(self) -> Iterator[Hashable]:
+        """What code may read of the objects it was seen to reach, by the names it writes; methods write names too."""
+        read: set[tuple[int, str]] = set()
+        while waiting := [(at, name) for at in self._objects for name in self._names if (at, name) not in read]:
+            read.update(waiting)
+            for at, name in waiting:
+                yield self._number_of(at), name, self._attribute(self._objects[at], name)
 
     def value(self, value: Any, place: Hashable) -> Hashable:
         """The form of a value that was met at a place."""
@@ -79,11 +104,43 @@ class _Walk:
                 return self._once(value, self._function)
             case functools.partial():
                 return self._once(value, self._partial)
+            case MethodType():
+                return "method", self.value(value.__func__, None), self.value(value.__self__, None)
             case ModuleType() | type() | BuiltinFunctionType() if _is_fixed(value):
                 return "name", value
             case _:
-                self.is_complete = False
-                return None
+                return self._object(value)
+
+    def _object(self, value: Any) -> Hashable:
+        """An object of a user's class, whose attributes are looked up where they are kept."""
+        homes = [vars(base) for base in type(value).__mro__ if not _is_fixed(base)]
+        if not homes or any(hook in home for home in homes for hook in ("__getattr__", "__getattribute__")):
+            self.is_complete = False
+            return None
+        self._objects[id(value)] = value
+        # Operators and calls are methods that nobody writes the names of.
+        implicit = (name for home in homes for name, held in home.items() if isinstance(held, FunctionType))
+        self._names.update((name, None) for name in implicit if name.startswith("__") and name not in UNREAD)
+        return "object", type(value), self._number_of(id(value))
+
+    def _attribute(self, value: Any, name: str) -> Hashable:
+        own = getattr(value, "__dict__", {})
+        kept = (own, *(own.get(group, {}) for group in MODULE_STATE)) if isinstance(value, torch.nn.Module) else (own,)
+        for variables in kept:
+            if name in variables:
+                return self.value(variables[name], ("attribute", id(value), name))
+        owner = next((base for base in type(value).__mro__ if name in vars(base)), None)
+        if owner is None or _is_fixed(owner):
+            return None
+        match vars(owner)[name]:
+            case property() as found:
+                return self.value(found.fget, None)
+            case staticmethod() | classmethod() as found:
+                return self.value(found.__func__, None)
+            case MemberDescriptorType():
+                return self.value(getattr(value, name, None), ("attribute", id(value), name))
+            case found:
+                return self.value(found, ("attribute", id(owner), name))
 
     def _once(self, value: Any, form: Callable[[Any], Hashable]) -> Hashable:
         is_new = id(value) not in self._met
@@ -101,11 +158,11 @@ class _Walk:
 
     def _function(self, function: FunctionType) -> Hashable:
         code = function.__code__
-        cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
+        self._names.update(dict.fromkeys(names_in(code)))
         keywords = function.__kwdefaults__ or {}
         return (
             code,
-            tuple(self._cell(cell) for _, cell in cells),
+            tuple(map(self._cell, function.__closure__ or ())),
             self._defaults(function),
             *((name, self.value(value, ("default", id(function), name))) for name, value in keywords.items()),
             *(() if _is_fixed(function) else self._read(function.__globals__, names_in(code))),
@@ -146,9 +203,10 @@ class _Walk:
 
 @lru_cache(maxsize=4096)
 def names_in(code: CodeType) -> tuple[str, ...]:
-    """Every name that code writes, the code inside it too."""
+    """Every name that code writes, as text too, and in the code inside it."""
     inner = (names_in(constant) for constant in code.co_consts if isinstance(constant, CodeType))
-    return tuple(dict.fromkeys([*code.co_names, *(name for names in inner for name in names)]))
+    text = (constant for constant in code.co_consts if isinstance(constant, str))
+    return tuple(dict.fromkeys([*code.co_names, *text, *(name for names in inner for name in names)]))
 
 
 def _is_fixed(value: Any) -> bool:

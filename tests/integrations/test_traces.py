@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import itertools
 import types
 import weakref
 from collections.abc import Callable
@@ -182,26 +183,101 @@ def test_what_changes_between_calls_is_read_again(monkeypatch: pytest.MonkeyPatc
 
 
 class Sliding:
-    """A mask with a state."""
+    """A mask with a state, read in every way there is."""
+
+    first = 1
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.inner = Slotted(2)
+
+    def __call__(self, b: Any, h: Any, q: Any, kv: Any) -> Any:
+        return (kv <= q) & ((q - kv < self.width) | (kv < self.first) | (q - kv == getattr(self.inner, "size")))  # noqa: B009
+
+    @property
+    def width(self) -> int:
+        return self.size + 1
+
+    def method(self, b: Any, h: Any, q: Any, kv: Any) -> Any:
+        return self(b, h, q, kv) & (kv >= 0)
+
+
+class Slotted:
+    __slots__ = ("size",)
 
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def __call__(self, b: Any, h: Any, q: Any, kv: Any) -> Any:
-        return (kv <= q) & (q - kv < self.size)
 
-    def method(self, b: Any, h: Any, q: Any, kv: Any) -> Any:
-        return self(b, h, q, kv)
+class Module(torch.nn.Module):
+    """A layer whose mask is a closure over the layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = 3
+        self.slopes = torch.nn.Parameter(flexing.normal(2).double())
+        self.register_buffer("ids", torch.arange(20) // 7)
+
+    def mask(self) -> Any:
+        return lambda b, h, q, kv: (q - kv < self.size) & (self.ids[q] == self.ids[kv])
+
+    def score(self, score: Any, b: Any, h: Any, q: Any, kv: Any) -> Any:
+        return score + self.slopes[h] * (q - kv)
 
 
-def test_objects_are_read_at_every_call_and_compiled_once_for_each_number(made: list[str]) -> None:
+def test_the_state_of_objects_is_looked_at(made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     mask = Sliding(3)
-    for size in (3, 5, 3, 5):
-        mask.size = size
-        attended(mask)
-        attended(mask.method)
-        attended(lambda b, h, q, kv: q - kv < mask.size)
-    assert made.count("Compilation") == 6
+    kinds = (mask, mask.method, lambda b, h, q, kv: mask(b, h, q, kv) & (kv != 5))
+
+    def outs() -> list[torch.Tensor]:
+        return [attended(kind) for kind in kinds for _ in range(3)]
+
+    found = [outs()]
+    assert made.count("trace") == 3
+    mask.size = 5
+    found.append(outs())
+    mask.inner.size = 9
+    found.append(outs())
+    mask.inner = Slotted(11)
+    found.append(outs())
+    monkeypatch.setattr(Sliding, "first", 4)
+    found.append(outs())
+    monkeypatch.setattr(Sliding, "width", property(lambda self: 2 * self.size))
+    found.append(outs())
+    assert made.count("trace") == 18
+    for before, after in itertools.pairwise(found):
+        assert not any(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+def test_modules_are_traced_once(made: list[str]) -> None:
+    module = Module()
+    for _ in range(3):
+        attended(module.mask(), 20, module.score)
+    assert made == ["trace", "Compilation"]
+    with torch.no_grad():
+        module.slopes.mul_(2.0)
+    module.ids = torch.arange(20) // 5
+    attended(module.mask(), 20, module.score)
+    assert made == ["trace", "Compilation"]
+    module.size = 6
+    attended(module.mask(), 20, module.score)
+    assert made.count("trace") == 2
+
+
+class Anything:
+    """An object that makes its attributes up."""
+
+    size = 2
+
+    def __getattr__(self, name: str) -> int:
+        return len(name) + Anything.size
+
+
+def test_objects_that_make_attributes_up_are_traced_at_every_call(made: list[str]) -> None:
+    anything = Anything()
+    for _ in range(2):
+        attended(lambda b, h, q, kv: (kv <= q) & (q - kv < anything.width))
+    assert made == ["trace", "Compilation", "trace"]
 
 
 def test_tensors_are_not_kept_alive() -> None:
