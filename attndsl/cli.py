@@ -1,4 +1,4 @@
-"""The command line: `attndsl show | check | plan | compile`.
+"""The command line: `attndsl show | check | plan | compile | cache`.
 
 In: `.attn` files (`FILE`, or `FILE:name` where a file holds several attentions) and Python objects (`module:object`).
 Out: text on standard output, coloured on a terminal and plain in a pipe; mistakes on standard error, exit status 1.
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from attndsl.cli_cache import cache_commands
 from attndsl.diagnostics import Diagnostic, DiagnosticError, ProgramError, fail
 from attndsl.version import __version__
 
@@ -136,6 +137,9 @@ def compile_(spec: str, target: str, dtype: str, head_dim: int, v_head_dim: int 
         usage = (kernel.registers, kernel.spilled_bytes, kernel.shared_bytes)
         table.add_row(kernel.name, *map(str, usage), commonest(kernel.instructions))
     Console().print(table)
+
+
+main.add_command(cache_commands)
 
 
 def file_of(target: str) -> tuple[Path, str | None] | None:

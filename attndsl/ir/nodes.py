@@ -7,6 +7,7 @@ Build nodes with `ir.build`, which types them; `intern` is for `ir.build` and th
 
 from __future__ import annotations
 
+import os
 import struct
 import threading
 from collections.abc import Iterator
@@ -134,6 +135,15 @@ def intern(kind: type[N], *fields: Any) -> N:
             node = kind(*fields)
             _interned[key] = node
     return cast(N, node)
+
+
+def _after_fork() -> None:
+    """The thread that held the lock is not in this process."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _identity(field: Any) -> Any:
