@@ -10,6 +10,7 @@ eviction nor `clear` takes a lock, and any number of processes and versions shar
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -70,6 +71,13 @@ def cache_dir() -> Path:
 def cached_files(folder: Path) -> list[CachedFile]:
     """The files of a cache folder that are this package's, by name; what vanishes meanwhile is left out."""
     return sorted(_scanned(folder), key=lambda file: file.path)
+
+
+def read_entry(path: Path) -> bytes:
+    """The bytes of an entry; what is not a file, and would not end or not begin, is no entry."""
+    if not path.is_file() and not path.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    return path.read_bytes()
 
 
 def mark_used(path: Path) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import ModuleType
 
 from attndsl.diagnostics import UnsupportedError, fail
-from attndsl.runtime.cache import DIGITS, cache_dir, is_private, make_room, mark_used
+from attndsl.runtime.cache import DIGITS, cache_dir, is_private, make_room, mark_used, read_entry
 
 ATTEMPTS = 5
 """How often a write is begun again whose folder somebody removed."""
@@ -79,9 +79,16 @@ def stored(path: Path, data: bytes) -> Path:
     return path
 
 
+def stored_aside(path: Path, data: bytes) -> Path:
+    """A file that holds the data in a folder of this process, which goes with it."""
+    aside = _temporary_dir() / path.parent.name / path.name
+    _write(aside, data)
+    return aside
+
+
 def _is_stored(path: Path, data: bytes) -> bool:
     try:
-        found = path.read_bytes()
+        found = read_entry(path)
     except FileNotFoundError:
         return False
     if found != data:
@@ -102,7 +109,7 @@ def _write(path: Path, data: bytes) -> None:
     for attempt in range(ATTEMPTS):
         try:
             return _write_once(path, data)
-        except FileNotFoundError:
+        except (FileNotFoundError, FileExistsError):
             # Somebody clears the cache at this very moment.
             if attempt == ATTEMPTS - 1:
                 raise
@@ -127,8 +134,7 @@ def _write_once(path: Path, data: bytes) -> None:
 def _temporary(path: Path, data: bytes, error: OSError) -> Path:
     """The file in the place that is used where the cache folder cannot be."""
     try:
-        fallback = _temporary_dir() / path.parent.name / path.name
-        _write(fallback, data)
+        fallback = stored_aside(path, data)
     except OSError as worse:
         message = f"there is no place for a kernel: neither {cache_dir()} nor {tempfile.gettempdir()} can be written"
         reasons = (f"the cache folder: {error.strerror}", f"the temporary folder: {worse.strerror}")

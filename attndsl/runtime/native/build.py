@@ -1,8 +1,9 @@
 """C++ text to a shared library on disk: built once, never believed without looking.
 
 In: a text. Out: the path of its library. Two files make an entry of the cache: the library, named by the hash of its
-own bytes, and a record of that hash and the text's title, named by the hash of what the library was made from: the
-text, the flags, the compiler and the features of the CPU. Both are written whole or not at all (`runtime.store`), so a
+own bytes, and a record of that hash, named by the hash of what the library was made from: the text, the flags, the
+compiler and the features of the CPU. The record repeats its own hash, so that one in another's place is noticed, and
+has the text's title, for people. Both are written whole or not at all (`runtime.store`), so a
 build that is killed leaves nothing, two that run at once agree, and a library made for another kind of CPU has another
 name.
 """
@@ -15,25 +16,32 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from attndsl.runtime.cache import DIGITS, cache_dir, is_private, mark_used
+from attndsl.runtime.cache import DIGITS, cache_dir, is_private, mark_used, read_entry
 from attndsl.runtime.inventory import title
 from attndsl.runtime.native.compiler import FLAGS, Compiler, compiler
-from attndsl.runtime.store import stored
+from attndsl.runtime.store import stored, stored_aside
 from attndsl.version import __version__
 
 
 def library(text: str, stem: str) -> Path:
     """The library of a text; `stem` begins the name of its record, for people."""
     made_by = compiler()
-    record = record_path(text, stem, made_by)
-    found = _recorded(record)
+    key = key_of(text, made_by)
+    record = record_path(key, stem)
+    found = _recorded(record, key)
     if found is not None:
         return found
     data = made_by.library(text)
     digest = hashlib.sha256(data).hexdigest()
     path = stored(library_path(digest), data)
-    stored(record, f"{digest}\n{title(text)}\n".encode())
+    stored(record, f"{key} {digest}\n{title(text)}\n".encode())
     return path
+
+
+def library_aside(text: str) -> Path:
+    """The library of a text where no other process finds it, nor removes it."""
+    data = compiler().library(text)
+    return stored_aside(library_path(hashlib.sha256(data).hexdigest()), data)
 
 
 @cache
@@ -42,10 +50,14 @@ def pool_text() -> str:
     return (files("attndsl.codegen") / "templates" / "cpp_pool.cpp").read_text("utf-8")
 
 
-def record_path(text: str, stem: str, made_by: Compiler) -> Path:
-    """Where it is recorded which library a text became."""
+def key_of(text: str, made_by: Compiler) -> str:
+    """The hash of all that a library is made from."""
     origin = "\n".join((f"attndsl {__version__}", *made_by.command, made_by.identity, *FLAGS, text))
-    key = hashlib.sha256(origin.encode()).hexdigest()
+    return hashlib.sha256(origin.encode()).hexdigest()
+
+
+def record_path(key: str, stem: str) -> Path:
+    """Where it is recorded which library the text of that key became."""
     return cache_dir() / key[:2] / f"{stem}_{key[:DIGITS]}.sha256"
 
 
@@ -54,17 +66,17 @@ def library_path(digest: str) -> Path:
     return cache_dir() / digest[:2] / f"{digest[:DIGITS]}.so"
 
 
-def _recorded(record: Path) -> Path | None:
-    """The library a record names, if both are this user's and the bytes are those that were built."""
+def _recorded(record: Path, key: str) -> Path | None:
+    """The library a record names, if both are this user's, and are what was recorded of this key and built."""
     try:
-        digest = record.read_text("ascii").partition("\n")[0]
-        if re.fullmatch("[0-9a-f]{64}", digest) is None:
+        named = re.match(f"{key} ([0-9a-f]{{64}})\n", read_entry(record).decode("ascii", "replace"))
+        if named is None:
             return None
-        path = library_path(digest)
-        is_whole = hashlib.sha256(path.read_bytes()).hexdigest() == digest
+        path = library_path(named[1])
+        is_whole = hashlib.sha256(read_entry(path)).hexdigest() == named[1]
         if not is_whole or not all(map(is_private, (record, path, record.parent, path.parent))):
             return None
-    except (OSError, UnicodeDecodeError):
+    except OSError:
         return None
     mark_used(record)
     mark_used(path)

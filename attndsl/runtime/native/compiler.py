@@ -71,14 +71,18 @@ class Compiler:
         return self._made(text, "-S").decode("utf-8", "replace")
 
     def _made(self, text: str, *more: str) -> bytes:
-        with tempfile.TemporaryDirectory(prefix="attndsl-build-") as folder:
-            source, made = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
-            source.write_text(text, "utf-8")
-            _run((*self.command, *FLAGS, *more, str(source), "-o", str(made)))
-            try:
+        try:
+            with tempfile.TemporaryDirectory(prefix="attndsl-build-") as folder:
+                source, made = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
+                source.write_text(text, "utf-8")
+                _run((*self.command, *FLAGS, *more, str(source), "-o", str(made)))
+                if not made.exists():
+                    raise _failed(self.command, "it reported success and wrote no library", "")
                 return made.read_bytes()
-            except FileNotFoundError:
-                raise _failed(self.command, "it reported success and wrote no library", "") from None
+        except OSError as error:
+            message = f"a kernel cannot be built: its temporary folder cannot be used ({error.strerror})"
+            help_ = "free some space, or set TMPDIR to a folder you can write to"
+            raise fail(UnsupportedError, "no-place-for-kernels", message, None, help=help_) from error
 
 
 def compiler() -> Compiler:

@@ -12,8 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from attndsl.diagnostics import UnsupportedError, fail
-from attndsl.runtime.native.build import library, pool_text
+from attndsl.diagnostics import DiagnosticError, UnsupportedError, fail
+from attndsl.runtime.native.build import library, library_aside, pool_text
+
+ATTEMPTS = 3
+"""How often a library is looked for again that went between the look and the load."""
 
 NativeFunction = Callable[[bytes, int, int], int]
 """(record, address of `parallel`, threads) to 0, or 1 where memory ran out."""
@@ -58,17 +61,25 @@ def _function(text: str, name: str) -> Any:
     return function
 
 
-def _library(text: str, name: str, attempts: int = 5) -> ctypes.CDLL:
-    """The library of a text, mapped; built anew where somebody clears the cache at this very moment."""
-    path = library(text, name)
+def _library(text: str, name: str) -> ctypes.CDLL:
+    """The library of a text, mapped, even while somebody clears the cache again and again."""
+    for _ in range(ATTEMPTS):
+        path = library(text, name)
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError as error:
+            if path.exists():
+                raise _not_loadable(error) from error
     try:
-        return ctypes.CDLL(str(path))
+        return ctypes.CDLL(str(library_aside(text)))
     except OSError as error:
-        if attempts > 1 and not path.exists():
-            return _library(text, name, attempts - 1)
-        message = f"a compiled kernel cannot be loaded: {error}"
-        help_ = 'set ATTNDSL_CACHE_DIR to a folder whose files may be executed, or use `backend="reference"`'
-        raise fail(UnsupportedError, "kernel-not-loadable", message, None, help=help_) from error
+        raise _not_loadable(error) from error
+
+
+def _not_loadable(error: OSError) -> DiagnosticError:
+    message = f"a compiled kernel cannot be loaded: {error}"
+    help_ = 'set ATTNDSL_CACHE_DIR to a folder whose files may be executed, or use `backend="reference"`'
+    return fail(UnsupportedError, "kernel-not-loadable", message, None, help=help_)
 
 
 def _after_fork() -> None:
