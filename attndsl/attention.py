@@ -6,11 +6,14 @@ import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from attndsl import exporting
 from attndsl.codegen.plan import Specialisation, Target
 from attndsl.compiler import Compilation
 from attndsl.execution import attend as attend_by_kernels
@@ -274,6 +277,23 @@ class Attention:
         values = self._bindings.resolve()
         found = ((param, values.get(param.name)) for param in self._compilation.source.tensors if param.dtype.is_float)
         return frozenset(param.name for param, value in found if not isinstance(value, Tensor) or value.requires_grad)
+
+    def export(
+        self,
+        path: str | PathLike[str],
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        head_dim: int = 128,
+        v_head_dim: int | None = None,
+    ) -> Path:
+        """Write one file that needs torch and triton alone, for tensors of this dtype and these head dims.
+
+        It has the kernels and what launches them, their gradients, a dense reference, and a test when it is run.
+        Parameters are its keyword arguments, scalars with their present values as defaults. What cannot be exported is
+        refused with every reason.
+        """
+        spec = _specialisation(Target.TRITON, dtype, head_dim, v_head_dim)
+        return exporting.write(path, exporting.exported(self._compilation, self._with_values(), spec))
 
     @property
     def fingerprint(self) -> str:

@@ -1,4 +1,4 @@
-"""The command line: `attndsl show | check | plan | compile | cache`.
+"""The command line: `attndsl show | check | plan | compile | export | cache`.
 
 In: `.attn` files (`FILE`, or `FILE:name` where a file holds several attentions) and Python objects (`module:object`).
 Out: text on standard output, coloured on a terminal and plain in a pipe; mistakes on standard error, exit status 1.
@@ -137,6 +137,23 @@ def compile_(spec: str, target: str, dtype: str, head_dim: int, v_head_dim: int 
         usage = (kernel.registers, kernel.spilled_bytes, kernel.shared_bytes)
         table.add_row(kernel.name, *map(str, usage), commonest(kernel.instructions))
     Console().print(table)
+
+
+@main.command()
+@click.argument("target", metavar="FILE|MODULE:OBJECT")
+@click.argument("path", metavar="PATH")
+@dtype_option
+@head_dim_option
+@v_head_dim_option
+def export(target: str, path: str, dtype: str, head_dim: int, v_head_dim: int | None) -> None:
+    """Write one Python file that needs torch and triton alone: kernels, gradients, a reference, a test."""
+    import torch
+
+    try:
+        attention_of(target).export(path, dtype=getattr(torch, DTYPES[dtype]), head_dim=head_dim, v_head_dim=v_head_dim)
+    except OSError as error:
+        raise fail(ProgramError, "unwritable-file", f"cannot write `{path}`: {error.strerror}") from error
+    click.echo(f"{path}: run it to test it; on a machine without a GPU, with TRITON_INTERPRET=1")
 
 
 main.add_command(cache_commands)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import ast
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from attndsl.codegen.copied import copied
 from attndsl.codegen.placement import Side
 from attndsl.codegen.plan import Gather, KernelPlan
 from attndsl.codegen.triton_diagonals import DiagonalsText
@@ -18,11 +20,35 @@ if TYPE_CHECKING:
     import jinja2
 
 
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A kernel for a module of several: its text, the helpers it calls, the arguments Triton must not specialise on."""
+
+    text: str
+    helpers: frozenset[str]
+    runtime_args: tuple[str, ...]
+
+
 def emit(plan: KernelPlan) -> str:
     """The module text of a kernel; the same plan gives the same bytes."""
     template, text = _printed(plan)
-    helpers = tuple(_helper_sources()[name] for name in sorted(text.helpers))
-    return _environment().get_template(template).render(kernel=text, helpers=helpers)
+    return rendered(template, layout="module.py.jinja", kernel=text, helpers=helper_sources(text.helpers))
+
+
+def emit_function(plan: KernelPlan) -> Function:
+    """A kernel without the module around it."""
+    template, text = _printed(plan)
+    return Function(rendered(template, layout="function.py.jinja", kernel=text), text.helpers, text.runtime_args)
+
+
+def rendered(template: str, **seen: Any) -> str:
+    """A template, filled in."""
+    return _environment().get_template(template).render(**seen)
+
+
+def helper_sources(names: Iterable[str]) -> tuple[str, ...]:
+    """The text of helper functions."""
+    return copied("codegen/templates/triton_helpers.py", *sorted(names))
 
 
 def _printed(plan: KernelPlan) -> tuple[str, ModuleText]:
@@ -46,15 +72,3 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
         autoescape=False,
     )
-
-
-@cache
-def _helper_sources() -> dict[str, str]:
-    """The text of every helper function, by name."""
-    text = (files("attndsl.codegen") / "templates" / "triton_helpers.py").read_text("utf-8")
-    lines = text.splitlines()
-    return {
-        node.name: "\n".join(lines[node.decorator_list[0].lineno - 1 : node.end_lineno])
-        for node in ast.parse(text).body
-        if isinstance(node, ast.FunctionDef)
-    }

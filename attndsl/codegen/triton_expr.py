@@ -6,8 +6,8 @@ import ast
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 
+from attndsl.codegen.syntax import filled
 from attndsl.diagnostics import VerifyError
 from attndsl.ir import build
 from attndsl.ir.nodes import Apply, Const, Coord, Expr, Input, Load, Reduce, RowValue, Scalar, Solve
@@ -76,7 +76,7 @@ class TritonPrinter:
         spelling = spelling.replace("INDEX", f"tl.{'int32' if self.index is DType.I32 else 'int64'}")
         if spelling.startswith("_"):
             self.helpers.add(spelling.partition("(")[0])
-        return _filled(spelling, *operands)
+        return filled(spelling, *operands)
 
     def _load(self, node: Load, names: Mapping[Expr, str], loads: LoadStyle) -> ast.expr:
         clamp = loads.clamped and node not in loads.unclamped
@@ -85,46 +85,16 @@ class TritonPrinter:
         for axis, index in enumerate(node.indices):
             position = self._tree(index, names, loads)
             if clamp:
-                position = _filled(f"tl.minimum(tl.maximum({{0}}, 0), size_{tensor}_{axis} - 1)", position)
-            address = _filled(f"{{0}} + {{1}} * stride_{tensor}_{axis}", address, position)
-        value = _filled("tl.load({0})", address)
+                position = filled(f"tl.minimum(tl.maximum({{0}}, 0), size_{tensor}_{axis} - 1)", position)
+            address = filled(f"{{0}} + {{1}} * stride_{tensor}_{axis}", address, position)
+        value = filled("tl.load({0})", address)
         match node.dtype:
             case DType.F32:
-                return _filled("{0}.to(tl.float32)", value)
+                return filled("{0}.to(tl.float32)", value)
             case DType.BOOL:
-                return _filled("{0}.to(tl.int1)", value)
+                return filled("{0}.to(tl.int1)", value)
             case _:
-                return _filled(f"{{0}}.to(tl.{'int32' if self.index is DType.I32 else 'int64'})", value)
-
-
-@cache
-def _parsed(spelling: str, arity: int) -> ast.expr:
-    return ast.parse(spelling.format(*(f"operand_{i}_" for i in range(arity))), mode="eval").body
-
-
-def _filled(spelling: str, *operands: ast.expr) -> ast.expr:
-    return _Fill(list(operands)).visit(_parsed(spelling, len(operands)))  # type: ignore[no-any-return]
-
-
-class _Fill(ast.NodeTransformer):
-    """A copy of a spelling with its operands in place; the cached spelling itself stays as it is."""
-
-    def __init__(self, operands: list[ast.expr]) -> None:
-        self._operands = {f"operand_{i}_": operand for i, operand in enumerate(operands)}
-
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        return self._operands.get(node.id, node)
-
-    def generic_visit(self, node: ast.AST) -> ast.AST:
-        fields = {name: self._copy(value) for name, value in ast.iter_fields(node)}
-        return type(node)(**fields)
-
-    def _copy(self, value: object) -> object:
-        if isinstance(value, ast.AST):
-            return self.visit(value)
-        if isinstance(value, list):
-            return [self._copy(item) for item in value]
-        return value
+                return filled(f"{{0}}.to(tl.{'int32' if self.index is DType.I32 else 'int64'})", value)
 
 
 @dataclass(slots=True)

@@ -18,6 +18,11 @@ def wrapped(line: str, indent: int) -> Iterator[str]:
         yield from _call(line, indent)
         return
     address, cast, dtype = rest.rpartition(").to(")
+    if cast and indent + len(opening + load + address + cast) <= LINE_LENGTH:
+        yield opening + load + address + cast
+        yield f"    {dtype.removesuffix(')')}"
+        yield ")"
+        return
     yield opening + load
     if indent + 4 + len(address) <= LINE_LENGTH:
         yield f"    {address}"

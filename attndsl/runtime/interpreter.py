@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-import numpy as np
-
 from attndsl.diagnostics import UnsupportedError, fail
 
 
@@ -54,6 +52,7 @@ def mend_interpreter() -> None:
 
 def _multiply_bfloat16_by_value(interpreter: Any) -> None:
     """It keeps bfloat16 as raw 16-bit integers and would multiply those; widening to float32 is exact."""
+    import numpy as np
     import triton.language as tl
 
     original = interpreter.InterpreterBuilder.create_dot
@@ -71,6 +70,7 @@ def _multiply_bfloat16_by_value(interpreter: Any) -> None:
 
 def _spread_truth_values(interpreter: Any) -> None:
     """It gives a comparison the type of what is compared, and would spread one of floats as floats."""
+    import numpy as np
     import triton.language as tl
 
     original = interpreter.InterpreterBuilder.create_splat

@@ -1,0 +1,34 @@
+"""Functions of this package as text, for modules that must do without it: what is copied is what is tested here.
+
+In: the file of a module inside the package, and names. Out: the text of those functions and classes, as written. The
+module is read, not imported.
+"""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from importlib.resources import files
+
+
+def copied(module: str, *names: str) -> tuple[str, ...]:
+    """The text of top-level functions and classes, e.g. `copied("dense.py", "bit_length")`."""
+    found = _definitions(module)
+    return tuple(found[name] for name in names)
+
+
+def definitions_of(module: str) -> tuple[str, ...]:
+    """The text of all of them."""
+    return tuple(_definitions(module).values())
+
+
+@cache
+def _definitions(module: str) -> dict[str, str]:
+    text = files("attndsl").joinpath(module).read_text("utf-8")
+    lines = text.splitlines()
+    found = (node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef | ast.ClassDef))
+    return {node.name: "\n".join(lines[_first_line(node) - 1 : node.end_lineno]) for node in found}
+
+
+def _first_line(node: ast.FunctionDef | ast.ClassDef) -> int:
+    return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
