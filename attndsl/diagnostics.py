@@ -23,8 +23,8 @@ class Source:
 
     @property
     def base_name(self) -> str:
-        """The name without folders: what emitted comments carry."""
-        return PurePath(self.name).name
+        """The name without folders, on one line whatever it is: what emitted comments carry."""
+        return _printable(PurePath(self.name).name)
 
     def line(self, number: int) -> str:
         """The text of a 1-based line, empty beyond the end."""
@@ -43,7 +43,7 @@ class Span:
     end_column: int
 
     def __str__(self) -> str:
-        return f"{self.source.name}:{self.line}:{self.column}"
+        return f"{_printable(self.source.name)}:{self.line}:{self.column}"
 
     def caret(self) -> list[str]:
         """The first line of the span with carets under it; none where the source text is not at hand."""
@@ -53,13 +53,18 @@ class Span:
         end = self.end_column if self.end_line == self.line else len(text) + 1
         skipped = max(0, self.column - WIDTH // 2) if len(text) > WIDTH else 0
         shown = text[skipped : skipped + WIDTH]
-        text = "".join(char if char.isprintable() or char == "\t" else "\N{REPLACEMENT CHARACTER}" for char in shown)
+        text = _printable(shown, "\t")
         column, end = self.column - skipped, min(end - skipped, len(text) + 1)
         number = str(self.line)
         margin = " " * len(number)
         # A tab in the indentation must stay a tab below it, or the caret drifts.
         indent = "".join("\t" if char == "\t" else " " for char in text[: column - 1])
         return [f" {number} | {text}", f" {margin} | {indent}{'^' * max(1, end - column)}"]
+
+
+def _printable(text: str, also: str = "") -> str:
+    """A text in which nothing ends a line or moves a cursor."""
+    return "".join(char if char.isprintable() or char in also else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,10 @@ MAX_DIGITS = 20
 """Of the size of an axis, before Python refuses to convert it."""
 
 
+MAX_RANK = 64
+"""Of a tensor, torch's own limit."""
+
+
 class Declarations:
     """Reads the declarations of one text."""
 
@@ -55,12 +59,19 @@ class Declarations:
         type_ = children_of(tree, "type")[0]
         words = " ".join(str(child) for child in type_.children if isinstance(child, Token))
         dims = children_of(type_, "dims")
+        if words in TENSORS and dims and len(dims[0].children) > MAX_RANK:
+            self._too_many_dimensions(name, type_, len(dims[0].children))
+            return None
         if words in TENSORS and dims:
             return TensorParam(str(name), TENSORS[words], tuple(map(str, dims[0].children)))
         if words in SCALARS and not dims:
             return ScalarParam(str(name), SCALARS[words])
         self._unknown_type(type_, words)
         return None
+
+    def _too_many_dimensions(self, name: Token, type_: Syntax, count: int) -> None:
+        message = f"`{name}` has {count} dimensions, a tensor has at most {MAX_RANK}"
+        self._reporter.error("too-many-dimensions", message, span_of(self._source, type_))
 
     def grid(self, tree: Syntax) -> Layout:
         """A grid: its axes and their sizes. A mistake leaves one that what follows can be read with."""

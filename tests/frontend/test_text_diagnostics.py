@@ -42,6 +42,7 @@ TEXTS = {
     "default-type": "attention a(a: int = 1.5, c: float = true, d: int = 2 * 3, e: tensor[H] = 0.0) {}",
     "tensor-without-index": "attention a(slopes: tensor[H], t: tensor[B, H]) {\n    score  score * slopes\n}",
     "tensor-rank": "attention a(t: tensor[B, H]) {\n    score  score * t[h]\n}",
+    "too-many-dimensions": f"attention a(t: tensor[{', '.join('N' * 65)}]) {{}}",
     "index-not-integer": "attention a(t: tensor[N]) {\n    score  score * t[q_idx / 2]\n}",
     "not-a-tensor": "attention a(w: int) {\n    mask  w[q_idx] < q_idx[0]\n    score  (score + 1.0)[h]\n}",
     "wrong-stage": "attention a {\n    let m = row_max(1)\n    mask  score > 0.0\n    score  m\n    weight  score\n}",
