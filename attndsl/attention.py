@@ -269,8 +269,7 @@ class Attention:
         """What kernels are for tensors of this dtype; whatever may be learnt is."""
         v_head_dim = head_dim if v_head_dim is None else v_head_dim
         check_kernel_shape(dtype, head_dim, v_head_dim, target)
-        spec = Specialisation(DTYPES[target][dtype], head_dim, v_head_dim, target=target)
-        return spec if target is Target.CPP else replace(spec, gradients=self._learnt())
+        return Specialisation(DTYPES[target][dtype], head_dim, v_head_dim, gradients=self._learnt(), target=target)
 
     def _learnt(self) -> frozenset[str]:
         """The captured float tensors that require grad, or have no value yet."""
@@ -292,7 +291,7 @@ class Attention:
         Parameters are its keyword arguments, scalars with their present values as defaults. What cannot be exported is
         refused with every reason.
         """
-        spec = _specialisation(Target.TRITON, dtype, head_dim, v_head_dim)
+        spec = self._specialisation(Target.TRITON, dtype, head_dim, v_head_dim)
         return exporting.write(path, exporting.exported(self._compilation, self._with_values(), spec))
 
     @property
