@@ -291,7 +291,7 @@ class Attention:
         Parameters are its keyword arguments, scalars with their present values as defaults. What cannot be exported is
         refused with every reason.
         """
-        spec = self._specialisation(Target.TRITON, dtype, head_dim, v_head_dim)
+        spec = replace(self._specialisation(Target.TRITON, dtype, head_dim, v_head_dim), gradients=frozenset())
         return exporting.write(path, exporting.exported(self._compilation, self._with_values(), spec))
 
     @property
