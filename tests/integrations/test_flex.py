@@ -11,6 +11,8 @@ import flexing
 import pytest
 import torch
 from compare import assert_rows_close
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention import flex_attention as torch_flex
 from torch.nn.attention.flex_attention import BlockMask, and_masks, create_block_mask, create_mask, noop_mask, or_masks
@@ -202,6 +204,20 @@ def test_blocks_that_are_not_listed_are_dead(mask: Any) -> None:
     partial, _ = random_lists(4, (2, 1), SIZES, (16, 16))
     block_mask = BlockMask.from_kv_blocks(*flexing.ordered(partial), BLOCK_SIZE=16, mask_mod=mask, seq_lengths=(75, 75))
     check(None, block_mask, *flexing.inputs(SIZES))
+
+
+@pytest.mark.usefixtures("densely")
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_random_lists(data: st.DataObject) -> None:
+    sizes = (*data.draw(st.tuples(*[st.integers(1, 2)] * 2)), *data.draw(st.tuples(*[st.integers(1, 40)] * 2)))
+    block = data.draw(st.tuples(*[st.sampled_from([1, 3, 8, 16, 64])] * 2))
+    counts = tuple(data.draw(st.sampled_from([1, size])) for size in sizes[:2])
+    partial, full = random_lists(data.draw(st.integers(0, 99)), counts, sizes, block)
+    lists = (*flexing.ordered(partial), *(flexing.ordered(full) if data.draw(st.booleans()) else ()))
+    mask = data.draw(st.sampled_from([causal, noop_mask, window(5), lambda b, h, q, kv: (q * kv) % 3 != 1]))
+    block_mask = BlockMask.from_kv_blocks(*lists, BLOCK_SIZE=block, mask_mod=mask, seq_lengths=sizes[2:])
+    check(None, block_mask, *flexing.inputs(sizes))
 
 
 def test_lists_without_batch_and_head() -> None:

@@ -105,6 +105,41 @@ def test_logits_are_those_of_the_eager_attention(name: str, inputs: str) -> None
     assert_rows_close(found[live], wanted[live], 1e-4)
 
 
+ENCODED = {"attention_mask": padded(5, 0), "decoder_input_ids": TOKENS[:, :9]}
+OTHERS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
+    "chunks": (
+        "Llama4TextConfig",
+        "Llama4ForCausalLM",
+        {**GROUPED, "head_dim": 8, "attention_chunk_size": 8, "intermediate_size_mlp": 40, "num_local_experts": 2},
+        {"attention_mask": padded(5, 0)},
+    ),
+    "cross attention": (
+        "BartConfig",
+        "BartForConditionalGeneration",
+        {"d_model": 32, **{f"{side}_layers": 2 for side in ("encoder", "decoder")}, "init_std": 0.3, "vocab_size": 60},
+        ENCODED,
+    ),
+    "learned distances": (
+        "T5Config",
+        "T5ForConditionalGeneration",
+        {"d_model": 32, "d_kv": 8, "d_ff": 40, "num_layers": 2, "num_heads": 4, "vocab_size": 60},
+        ENCODED,
+    ),
+}
+
+
+@pytest.mark.usefixtures("densely")
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_kinds_of_attention(name: str) -> None:
+    config, family, sizes, inputs = OTHERS[name]
+    torch.manual_seed(0)
+    model = getattr(transformers, family)(getattr(transformers, config)(**sizes)).eval()
+    with torch.no_grad():
+        found, wanted = with_each(model, lambda model: model(TOKENS, **inputs).logits)
+    live = padded(5, 0).bool() if wanted.shape[1] == 30 else torch.ones(wanted.shape[:2], dtype=torch.bool)
+    assert_rows_close(found[live], wanted[live], 1e-4)
+
+
 def generated(model: Any, **more: Any) -> Any:
     """Greedy tokens and the logits of every step, from prompts of which one is padded on the left."""
     result = model.generate(
