@@ -6,12 +6,11 @@ through attndsl in float32 and once densely in float64, written with torch alone
 
     python examples/train_layer.py
 
-With a GPU, or under `TRITON_INTERPRET=1`, both passes are emitted kernels; elsewhere the reference takes the training.
+Both passes are emitted kernels: Triton with a GPU or under `TRITON_INTERPRET=1`, C++ elsewhere.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import torch
@@ -58,7 +57,7 @@ def compiled(q: Tensor, k: Tensor, v: Tensor, sink: Tensor, bias: Tensor) -> Ten
         normalizer=ad.softmax(sink=sink),
         name="learned",
     )
-    return attention(q, k, v, enable_gqa=True, backend=BACKEND)
+    return attention(q, k, v, enable_gqa=True)
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, sink: Tensor, bias: Tensor) -> Tensor:
@@ -85,7 +84,7 @@ def train(layer: Layer, x: Tensor, target: Tensor) -> list[float]:
 
 def main() -> None:
     torch.manual_seed(0)
-    device = "cuda" if BACKEND == "triton" and torch.cuda.is_available() else "cpu"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     student, teacher, judge = Layer(compiled), Layer(dense), Layer(dense)
     judge.load_state_dict(student.state_dict())
     x = torch.randn(2, LENGTH, WIDTH)
@@ -93,7 +92,7 @@ def main() -> None:
         target = teacher(x)
     found = train(student.to(device), x.to(device), target.to(device))
     expected = train(judge.double(), x.double(), target.double())
-    print(f"through {'emitted kernels' if BACKEND == 'triton' else 'the reference'}, {STEPS} steps of Adam")
+    print(f"through emitted kernels, {STEPS} steps of Adam")
     for one, other in zip(found, expected, strict=True):
         print(f"loss {one:.6f}, densely in float64 {other:.6f}")
     exact = dict(judge.named_parameters())
@@ -102,14 +101,6 @@ def main() -> None:
         print(f"{name:<16} {error:.0e} from the float64 run")
         assert error < TOLERANCE, name
 
-
-def _backend() -> str:
-    """Triton where it runs."""
-    runs = torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"
-    return "triton" if runs else "reference"
-
-
-BACKEND = _backend()
 
 if __name__ == "__main__":
     main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -41,7 +42,7 @@ def test_own_normalizer() -> None:
 
 def test_train_layer() -> None:
     printed = run("train_layer.py")
-    assert "through the reference, 3 steps of Adam" in printed
+    assert "through emitted kernels, 3 steps of Adam" in printed
     assert printed.count("from the float64 run") == 6
 
 
@@ -51,6 +52,16 @@ def test_train_layer_through_kernels() -> None:
     printed = run("train_layer.py", TRITON_INTERPRET="1")
     assert "through emitted kernels, 3 steps of Adam" in printed
     assert printed.count("from the float64 run") == 6
+
+
+def test_train_bytes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A few steps of it; the example itself compares the losses."""
+    example = runpy.run_path(str(EXAMPLES / "train_bytes.py"))
+    monkeypatch.setitem(example["main"].__globals__, "STEPS", 6)
+    example["main"]()
+    printed = capsys.readouterr().out
+    assert printed.count("bits a byte") == 2
+    assert printed.count("learnt a sink") == 2
 
 
 def test_packed_minilm() -> None:
