@@ -142,6 +142,13 @@ def test_an_end_that_is_no_number(end: str) -> None:
     assert rows.out.isnan().all(-1)[0, 0].nonzero().flatten().tolist() == [5]
 
 
+def test_vectors_of_queries_that_see_nothing_of_a_tile() -> None:
+    """Beside others that do: they keep no scores of it."""
+    for dtype in (torch.float32, torch.float64):
+        tensors = inputs(batch=2, q_len=200, head_dim=32, dtype=dtype)
+        check(program(f"mask abs(q_idx // 8 - kv_idx // 8) <= 1 {PROGRAMS['between constants']}"), *tensors)
+
+
 def test_tiles_below_all_thresholds_take_no_part() -> None:
     """Only their last keys have weight: what the others hold cannot show, and what shows is exact."""
     q, k, v = inputs(q_len=70, kv_len=300, head_dim=16)

@@ -132,7 +132,7 @@ struct Spans {
                 if (last[e] > high) high = last[e];
                 sum += last[e] - first[e];
             }
-            if (4 * sum < 3 * wide * (high - low)) continue;
+            if (!sum || 4 * sum < 3 * wide * (high - low)) continue;
             for (int e = i; e < i + wide; e++) first[e] = low, last[e] = high;
         }
     }
