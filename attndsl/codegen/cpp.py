@@ -91,7 +91,7 @@ def _text(kernel: CppKernel) -> KernelText:
         live_lines=tuple(kernel.live_lines()),
         live=kernel.live(),
         merge_lines=tuple(merge_lines(kernel)),
-        reads_key=any(node is build.K for node in postorder(plan.score)),
+        reads_key=any(node is build.K for node in postorder(plan.score, *kernel.peaks())),
         hides_keys=plan.hides_keys,
         solves=bool(kernel.roots),
         heaviest_last=plan.walk.ascending,

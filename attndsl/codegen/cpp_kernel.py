@@ -61,6 +61,10 @@ class CppKernel(CppLines):
         yield streaming.weight
         yield from (extra for extra in (streaming.lse, streaming.sink) if extra is not None)
 
+    def peaks(self) -> Iterator[Expr]:
+        """What maxima are taken of."""
+        return (part.integrand for part in self.statistics if part.kind is Kind.MAX)
+
     def _integrands(self) -> Iterator[Expr]:
         """What is summed over the keys."""
         yield from (part.integrand for part in self.statistics if part.kind is not Kind.MAX)

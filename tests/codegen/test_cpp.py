@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from compare import assert_rows_close
 from launches import inputs, variant
 from torch import Tensor
 
+import attndsl as ad
 from attndsl.analysis.streaming import LSE, Kind, Statistic, Streaming, Term
 from attndsl.codegen import cpp
 from attndsl.codegen.cpp_tiles import BLOCK
@@ -19,6 +21,7 @@ from attndsl.compiler import Compilation
 from attndsl.ir import build
 from attndsl.ir.nodes import Expr
 from attndsl.ir.ops import Op
+from attndsl.ir.row_sums import entropy
 from attndsl.ir.variant import Variant
 from attndsl.loading import parse
 from attndsl.reference import attend
@@ -27,6 +30,13 @@ from attndsl.runtime.launch import Rows
 from attndsl.runtime.native import launch as native
 
 CAUSAL = "mask kv_idx <= q_idx"
+
+
+@ad.mask_mod
+def causal(q_idx, kv_idx):
+    return kv_idx <= q_idx
+
+
 ONE = build.real(1.0)
 M, GROWN, TOTAL = (build.row_value(name) for name in ("m_i", "m_new", "l_i"))
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
@@ -223,3 +233,11 @@ def test_nan_at_dead_keys_stays_unseen(dtype: torch.dtype) -> None:
     clean = attention(q, k, v, backend="cpu")
     assert torch.equal(attention(q, *poisoned, backend="cpu"), clean)
     assert clean.isfinite().all()
+
+
+@pytest.mark.parametrize("kernel", ["forward", "row_outputs"])
+def test_text_of_sparsemax(kernel: str, golden: Callable[..., None]) -> None:
+    """What a module has of its own, thresholds and sums of rows among it."""
+    compilation = Compilation(ad.attention(mask_mod=causal, normalizer=ad.normalizers.sparsemax()).variant)
+    emitted = compilation.with_sums((entropy(),)).kernel(kernel, Specialisation("fp32", 64, 64, target=Target.CPP))
+    golden(body(emitted.text), "cpp", name=f"sparsemax.{kernel}", suffix=".cpp")

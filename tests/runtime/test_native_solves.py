@@ -108,6 +108,11 @@ PROGRAMS = {
         normalizer max(score - a, 0.0) / (row_sum(max(score - a, 0.0) ** 2.0) + 0.1)
     """,
     "by the key": f"normalizer max(score - row_solve(t: {RELU} * abs(bias[kv_idx]), {SUMS_TO_ONE}), 0.0)",
+    "below a shifted maximum": """
+        let c = score + bias[kv_idx]
+        let m = row_max(c)
+        normalizer max(c - row_solve(t: max(c - t, 0.0), total = 1.0, lower = m - 1.0, upper = m), 0.0)
+    """,
     "by the row": """
         let m = row_max(score)
         let c = 0.5 + abs(rows[h, q_idx])
