@@ -59,3 +59,8 @@ def test_what_a_backward_reads_of_rows(name: str, dtype: torch.dtype) -> None:
         assert rows.kept[kept].dtype is dtype
         found = torch.where(live, rows.kept[kept], 0.0)
         assert_rows_close(found[..., None], torch.where(live, values, 0.0)[..., None], TOLERANCE[dtype], kept)
+
+
+def test_row_outputs_are_nobody_elses_memory() -> None:
+    _, aux = ad.attention()(*inputs(), backend="cpu", return_aux=["lse", "max_score"])
+    assert aux.lse.untyped_storage().data_ptr() != aux.max_score.untyped_storage().data_ptr()

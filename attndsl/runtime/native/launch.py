@@ -79,8 +79,8 @@ def forward(call: Call, emitted: Emitted, tile: TileShape, table: TileTable | No
     ready, streaming = prepared(emitted.plan.variant, call), emitted.plan.streaming
     shape = (call.batch, call.heads, call.q_len)
     out = torch.empty((*shape, ready.v_head_dim), dtype=call.q.dtype)
-    names = stored_rows(emitted.plan)
-    rows = dict(zip(names, torch.empty((len(names), *shape), dtype=exact(call.q.dtype)).unbind(), strict=True))
+    # Each with memory of its own: what is returned may be written to.
+    rows = {name: torch.empty(shape, dtype=exact(call.q.dtype)) for name in stored_rows(emitted.plan)}
     pointers = {cpp_row_pointer(name): values for name, values in rows.items()}
     run(ready, Launch(emitted, {"Out": out}, pointers, tile, table))
     kept = {name: rows[name] if name in rows else rows[MAX_SCORE] for name in streaming.kept}
