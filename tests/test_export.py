@@ -252,23 +252,33 @@ def test_requirements_are_asked(tmp_path: Path) -> None:
         module.reference(q, q, q)
 
 
-@settings(max_examples=25, phases=[Phase.generate])
-@given(cases(max_programs=4, max_length=17, tensor_offsets=True, weights=True, row=row))
-def test_references_agree_on_random_programs(case: Case) -> None:
-    """The printed reference and the one that evaluates the program, in float64, gradients included."""
-    folder = Path(os.environ["EXPORT_TEST_FOLDER"])
-    spec = Specialisation("fp32", case.head_dim, case.v_head_dim)
+def exported_case(case: Case, dtype: str) -> tuple[ModuleType, dict[str, str]]:
+    """The file of a random program, imported, and what its parameters are called there."""
+    spec = Specialisation(dtype, case.head_dim, case.v_head_dim)
     try:
         text = exported(Compilation(case.variant), case.variant, spec)
     except UnsupportedError:
         assume(False)
-    path = folder / f"case_{next(_numbers)}.py"
+    path = Path(os.environ["EXPORT_TEST_FOLDER"]) / f"case_{next(_numbers)}.py"
     path.write_text(text, "utf-8")
-    module = module_at(path)
+    return module_at(path), dict(zip(case.values, _parameters(text), strict=True))
+
+
+def named_values(case: Case, names: dict[str, str]) -> dict[str, Any]:
+    return {names[param]: value for param, value in case.values.items()}
+
+
+PROGRAMS = cases(max_programs=4, max_length=17, tensor_offsets=True, weights=True, row=row)
+
+
+@settings(max_examples=25, phases=[Phase.generate])
+@given(PROGRAMS)
+def test_references_agree_on_random_programs(case: Case) -> None:
+    """The printed reference and the one that evaluates the program, in float64, gradients included."""
+    module, names = exported_case(case, "fp32")
     q, k, v = case.inputs(dtype=torch.float64, requires_grad=True)
     expected = attend(case.variant, case.values, q, k, v, enable_gqa=True, q_offset=case.q_offset)
-    names = {param: name.partition(":")[0] for param, name in zip(case.values, _parameters(text), strict=True)}
-    values = {names[param]: value for param, value in case.values.items()}
+    values = named_values(case, names)
     out, lse = module.reference(q, k, v, **values, q_offset=case.q_offset, return_lse=True)
     assert_rows_close(out, expected.out, 1e-9)
     if expected.lse is not None:
@@ -276,6 +286,32 @@ def test_references_agree_on_random_programs(case: Case) -> None:
     both = [torch.autograd.grad(result.sum(), (q, k, v), materialize_grads=True) for result in (out, expected.out)]
     for found, wanted in zip(*both, strict=True):
         assert_rows_close(found, wanted, 1e-8)
+
+
+@pytest.mark.interpreter
+@settings(max_examples=6, phases=[Phase.generate])
+@given(PROGRAMS)
+def test_kernels_of_random_programs(case: Case) -> None:
+    """Output, and gradients of q, k, v and of every capture a file has gradients of, against float64."""
+    module, names = exported_case(case, "fp32")
+    learns = hasattr(module, "_Attend")
+    inputs, values = case.inputs(requires_grad=learns), named_values(case, names)
+    learnt = [name for name in module._LEARNT if values[name].dtype is torch.float32]
+    values |= {name: values[name].detach().clone().requires_grad_(learns) for name in learnt}
+    out = module.attention(*inputs, **values, q_offset=case.q_offset)
+    given = [*inputs, *(values[name] for name in learnt)]
+    exact = [tensor.detach().double().requires_grad_() for tensor in given]
+    theirs = {symbol: param for param, symbol in names.items()}
+    captured = {theirs[name]: tensor for name, tensor in zip(learnt, exact[3:], strict=True)}
+    expected = attend(
+        case.variant, {**case.values, **captured}, *exact[:3], enable_gqa=True, q_offset=case.q_offset
+    ).out
+    assert_rows_close(out, expected, 2e-4)
+    if not learns:
+        return
+    both = [torch.autograd.grad(o.sum(), of, materialize_grads=True) for o, of in ((out, given), (expected, exact))]
+    for found, wanted in zip(*both, strict=True):
+        assert_rows_close(found.reshape(-1, 1), wanted.reshape(-1, 1), 2e-3)
 
 
 def _parameters(text: str) -> list[str]:

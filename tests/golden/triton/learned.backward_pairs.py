@@ -132,56 +132,58 @@ def backward_pairs(
     full_lo = tl.minimum(tl.maximum(full_lo, chunk_lo), chunk_hi)
     full_hi = tl.minimum(tl.maximum(full_hi, chunk_lo), chunk_hi)
     key_hi = tl.minimum(tl.maximum(key_hi, chunk_lo), chunk_hi)
+    key_stop = tl.minimum(full_lo, key_hi)
+    for turn in range(2):
+        # Partial tiles before the full ones, then those after them.
+        for start_n in range(key_lo, key_stop, BLOCK_N):
+            keys = start_n + offs_n
+            k_tile = K + tl.cast(start_n, tl.int64) * stride_kn + k_offs
+            k = tl.load(k_tile, mask=(keys < kv_len)[None, :], other=0.0)
+            qk = tl.dot(q, k) * sm_scale
+            v_tile = V + tl.cast(start_n, tl.int64) * stride_vn + v_offs
+            v = tl.load(v_tile, mask=(keys < kv_len)[:, None], other=0.0)
+            dw = tl.dot(do, tl.trans(v))
+            kv_idx = tl.minimum(keys, kv_len - 1)[None, :]
+            # golden.attn:1
+            kinds_k = tl.load(kinds + kv_idx * stride_kinds_0).to(tl.int32)
+            term = q_idx - kv_idx
+            bias_hqk = tl.load(bias + h * stride_bias_0 + term * stride_bias_1).to(tl.float32)
+            term_1 = qk - slopes_h * term.to(tl.float32) + bias_hqk
+            table_qk = tl.load(table + kinds_q * stride_table_0 + kinds_k * stride_table_1).to(tl.float32)
+            # golden.attn:1
+            live = (kv_idx <= q_idx) & (kv_idx >= row)
+            live = live & (keys < kv_len)[None, :]
+            # golden.attn:1
+            s = term_1 + table_qk
+            live = live & (s != -INF)
+            s = tl.where(live, s, -INF)
+            p = tl.where(live, tl.exp2((s - lse[:, None]) * LOG2E) * (dw - net[:, None]), 0.0)
+            place = (row_base + offs_m[:, None]) * (chunk_hi - chunk_lo) + (keys - chunk_lo)[None, :]
+            inside = (offs_m < q_len)[:, None] & (keys < chunk_hi)[None, :]
+            tl.store(Row_d_table_2 + place, p, mask=inside)
 
-    # Partial tiles, around the full ones.
-    for step in range(key_lo, key_hi - (full_hi - full_lo), BLOCK_N):
-        start_n = tl.where(step < full_lo, step, step + (full_hi - full_lo))
-        keys = start_n + offs_n
-        k_tile = K + tl.cast(start_n, tl.int64) * stride_kn + k_offs
-        k = tl.load(k_tile, mask=(keys < kv_len)[None, :], other=0.0)
-        qk = tl.dot(q, k) * sm_scale
-        v_tile = V + tl.cast(start_n, tl.int64) * stride_vn + v_offs
-        v = tl.load(v_tile, mask=(keys < kv_len)[:, None], other=0.0)
-        dw = tl.dot(do, tl.trans(v))
-        kv_idx = tl.minimum(keys, kv_len - 1)[None, :]
-        # golden.attn:1
-        kinds_k = tl.load(kinds + kv_idx * stride_kinds_0).to(tl.int32)
-        term = q_idx - kv_idx
-        bias_hqk = tl.load(bias + h * stride_bias_0 + term * stride_bias_1).to(tl.float32)
-        term_1 = qk - slopes_h * term.to(tl.float32) + bias_hqk
-        table_qk = tl.load(table + kinds_q * stride_table_0 + kinds_k * stride_table_1).to(tl.float32)
-        # golden.attn:1
-        live = (kv_idx <= q_idx) & (kv_idx >= row)
-        live = live & (keys < kv_len)[None, :]
-        # golden.attn:1
-        s = term_1 + table_qk
-        live = live & (s != -INF)
-        s = tl.where(live, s, -INF)
-        p = tl.where(live, tl.exp2((s - lse[:, None]) * LOG2E) * (dw - net[:, None]), 0.0)
-        place = (row_base + offs_m[:, None]) * (chunk_hi - chunk_lo) + (keys - chunk_lo)[None, :]
-        inside = (offs_m < q_len)[:, None] & (keys < chunk_hi)[None, :]
-        tl.store(Row_d_table_2 + place, p, mask=inside)
+        # Full tiles: every pair is live; all are visited in the first turn.
+        for start_n in range(full_lo, full_hi, BLOCK_N):
+            keys = start_n + offs_n
+            k_tile = K + tl.cast(start_n, tl.int64) * stride_kn + k_offs
+            k = tl.load(k_tile)
+            qk = tl.dot(q, k) * sm_scale
+            v_tile = V + tl.cast(start_n, tl.int64) * stride_vn + v_offs
+            v = tl.load(v_tile)
+            dw = tl.dot(do, tl.trans(v))
+            kv_idx = keys[None, :]
+            # golden.attn:1
+            kinds_k = tl.load(kinds + kv_idx * stride_kinds_0).to(tl.int32)
+            term = q_idx - kv_idx
+            bias_hqk = tl.load(bias + h * stride_bias_0 + term * stride_bias_1).to(tl.float32)
+            term_1 = qk - slopes_h * term.to(tl.float32) + bias_hqk
+            table_qk = tl.load(table + kinds_q * stride_table_0 + kinds_k * stride_table_1).to(tl.float32)
+            # golden.attn:1
+            s = term_1 + table_qk
+            live = s != -INF
+            p = tl.where(live, tl.exp2((s - lse[:, None]) * LOG2E) * (dw - net[:, None]), 0.0)
+            place = (row_base + offs_m[:, None]) * (chunk_hi - chunk_lo) + (keys - chunk_lo)[None, :]
+            inside = (offs_m < q_len)[:, None] & (keys < chunk_hi)[None, :]
+            tl.store(Row_d_table_2 + place, p, mask=inside)
 
-    # Full tiles: every pair is live.
-    for start_n in range(full_lo, full_hi, BLOCK_N):
-        keys = start_n + offs_n
-        k_tile = K + tl.cast(start_n, tl.int64) * stride_kn + k_offs
-        k = tl.load(k_tile)
-        qk = tl.dot(q, k) * sm_scale
-        v_tile = V + tl.cast(start_n, tl.int64) * stride_vn + v_offs
-        v = tl.load(v_tile)
-        dw = tl.dot(do, tl.trans(v))
-        kv_idx = keys[None, :]
-        # golden.attn:1
-        kinds_k = tl.load(kinds + kv_idx * stride_kinds_0).to(tl.int32)
-        term = q_idx - kv_idx
-        bias_hqk = tl.load(bias + h * stride_bias_0 + term * stride_bias_1).to(tl.float32)
-        term_1 = qk - slopes_h * term.to(tl.float32) + bias_hqk
-        table_qk = tl.load(table + kinds_q * stride_table_0 + kinds_k * stride_table_1).to(tl.float32)
-        # golden.attn:1
-        s = term_1 + table_qk
-        live = s != -INF
-        p = tl.where(live, tl.exp2((s - lse[:, None]) * LOG2E) * (dw - net[:, None]), 0.0)
-        place = (row_base + offs_m[:, None]) * (chunk_hi - chunk_lo) + (keys - chunk_lo)[None, :]
-        inside = (offs_m < q_len)[:, None] & (keys < chunk_hi)[None, :]
-        tl.store(Row_d_table_2 + place, p, mask=inside)
+        key_lo, key_stop, full_lo = full_hi, key_hi, full_hi
