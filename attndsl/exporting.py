@@ -16,7 +16,6 @@ from attndsl.codegen.export import Subject, export_text
 from attndsl.codegen.plan import KernelPlan, Specialisation
 from attndsl.compiler import Compilation
 from attndsl.diagnostics import Reporter, UnsupportedError
-from attndsl.ir.nodes import Solve, postorder
 from attndsl.ir.variant import Variant
 from attndsl.runtime.tiles import default_tile
 from attndsl.version import __version__
@@ -55,10 +54,6 @@ def check_exportable(compilation: Compilation) -> None:
     if program.order is not None:
         message = "tokens of this grid are kept tile by tile, and what permutes them stays in attndsl"
         reporter.error("not-exportable", message, help="export the variant over a grid without `tile=`")
-    for node in postorder(*program.roots):
-        if isinstance(node, Solve):
-            message = "the threshold of a row is found by bisection, which the dense reference of a file does not have"
-            reporter.error("not-exportable", message, program.origins.first(node))
     shapes = {param.name: (0,) * param.rank for param in program.tensors}
     for duty in obligations(compilation.program, shapes):
         if duty.depends_on_data:

@@ -42,7 +42,7 @@ def solve_rows(
 def _bisected(is_enough: Callable[[Tensor], Tensor], lower: Tensor, upper: Tensor) -> Tensor:
     """The least float from `lower` to `upper` that is enough, over integers in the order of the floats."""
     dtype = lower.dtype
-    low, high = _ordered(lower), _ordered(upper)
+    low, high = _to_integers(lower), _to_integers(upper)
     while bool((is_open := low < high).any()):
         middle = (low & high) + ((low ^ high) >> 1)  # the mean, rounded down, of integers whose sum may not fit
         enough = is_enough(_float(middle, dtype))
@@ -51,7 +51,7 @@ def _bisected(is_enough: Callable[[Tensor], Tensor], lower: Tensor, upper: Tenso
     return _float(high, dtype)
 
 
-def _ordered(value: Tensor) -> Tensor:
+def _to_integers(value: Tensor) -> Tensor:
     """The bits of floats as integers, those of negative ones reversed: the order of integers is that of floats."""
     return _reversed_below_zero(value.contiguous().view(INTEGERS[value.dtype]))
 

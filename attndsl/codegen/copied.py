@@ -1,7 +1,7 @@
 """Functions of this package as text, for modules that must do without it: what is copied is what is tested here.
 
-In: the file of a module inside the package, and names. Out: the text of those functions and classes, as written. The
-module is read, not imported.
+In: the file of a module inside the package, and names. Out: the text of those functions, classes and constants, as
+written. The module is read, not imported.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from importlib.resources import files
 
 
 def copied(module: str, *names: str) -> tuple[str, ...]:
-    """The text of top-level functions and classes, e.g. `copied("dense.py", "bit_length")`."""
+    """The text of top-level functions, classes and constants, e.g. `copied("dense.py", "bit_length")`."""
     found = _definitions(module)
     return tuple(found[name] for name in names)
 
@@ -26,9 +26,17 @@ def definitions_of(module: str) -> tuple[str, ...]:
 def _definitions(module: str) -> dict[str, str]:
     text = files("attndsl").joinpath(module).read_text("utf-8")
     lines = text.splitlines()
-    found = (node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef | ast.ClassDef))
-    return {node.name: "\n".join(lines[_first_line(node) - 1 : node.end_lineno]) for node in found}
-
-
-def _first_line(node: ast.FunctionDef | ast.ClassDef) -> int:
-    return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    found: dict[str, str] = {}
+    for node in ast.parse(text).body:
+        match node:
+            case (
+                ast.FunctionDef(name=name, decorator_list=decorators)
+                | ast.ClassDef(name=name, decorator_list=decorators)
+            ):
+                first = min([node.lineno, *(decorator.lineno for decorator in decorators)])
+            case ast.Assign(targets=[ast.Name(id=name)]):
+                first = node.lineno
+            case _:
+                continue
+        found[name] = "\n".join(lines[first - 1 : node.end_lineno])
+    return found

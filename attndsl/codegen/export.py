@@ -26,7 +26,7 @@ from attndsl.codegen.placement import Side
 from attndsl.codegen.plan import KernelPlan, Specialisation
 from attndsl.codegen.triton import emit_function, helper_sources, rendered
 from attndsl.ir import build
-from attndsl.ir.nodes import Const, Expr, Load, Reduce, Scalar, postorder
+from attndsl.ir.nodes import Const, Expr, Load, Reduce, Scalar, Solve, postorder
 from attndsl.ir.ops import Op
 from attndsl.ir.printer import print_expr, print_variant
 from attndsl.ir.types import DType
@@ -136,7 +136,7 @@ def export_text(subject: Subject) -> str:
         "kernel": _Constants(tuple(dict.fromkeys(name for function in functions for name in function.runtime_args))),
         "kernels": [function.text.strip("\n") for function in functions],
         "helpers": helper_sources({name for function in functions for name in function.helpers}),
-        "copies": _copies(),
+        "copies": _copies(any(isinstance(node, Solve) for node in postorder(*subject.source.roots))),
     }
     without = rendered("export.py.jinja", imports=(), **seen)
     return rendered("export.py.jinja", imports=tuple(_imports(names_in(without))), **seen)
@@ -471,9 +471,10 @@ def _remarks(file: ExportFile) -> Iterable[str]:
         yield f"  None of `{file.symbols[name]}`, {why}: a call refuses it where it requires grad."
 
 
-def _copies() -> tuple[str, ...]:
-    """Functions of this package that every file uses."""
+def _copies(solves: bool) -> tuple[str, ...]:
+    """Functions of this package that files use, those of thresholds where there is one."""
     return (
+        *(definitions_of("roots.py") if solves else ()),
         *copied("dense.py", "floor_divide", "remainder", "_divisor", "bit_length", "_gather"),
         *definitions_of("guarded.py"),
         *copied("reference.py", "_Rounded", "_RoundedGradient"),

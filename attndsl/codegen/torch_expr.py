@@ -9,17 +9,23 @@ from __future__ import annotations
 import ast
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from attndsl.codegen.syntax import filled
+from attndsl.codegen.triton_layout import LINE_LENGTH, wrapped
 from attndsl.diagnostics import VerifyError
-from attndsl.ir.nodes import Apply, Const, Expr, Load, Reduce, Scalar, children
+from attndsl.ir import build
+from attndsl.ir.binding import open_nodes
+from attndsl.ir.nodes import Apply, Const, Expr, Load, Reduce, Scalar, Solve, children, postorder
 from attndsl.ir.ops import Op, facts
 from attndsl.ir.types import Reduction
 
 WIDTH = 84
 """Longer values are taken apart: each line stays within the width of a page, names included."""
+
+INDENT = 4
+"""Of the functions the lines stand in."""
 
 INFIX = frozenset({Op.ADD, Op.SUB, Op.LT, Op.LE, Op.GT, Op.GE, Op.EQ, Op.NE, Op.XOR, Op.BIT_AND, Op.BIT_OR, Op.BIT_XOR})
 INFIX |= {Op.SHL, Op.SHR}
@@ -64,6 +70,9 @@ class TorchPrinter:
             return ast.Name(self.names[node]) if node in self.names else trees[node]
 
         for node in steps:
+            if isinstance(node, Solve):
+                trees[node] = self._solved(node, tree_of)
+                continue
             tree = self._shortened(node, [tree_of(child) for child in children(node)])
             trees[node] = self._named(node, tree) if uses[node] > 1 and not isinstance(node, Const) else tree
         trees |= {root: tree_of(root) for root in roots}
@@ -82,8 +91,33 @@ class TorchPrinter:
                 steps[node] = None
             elif node not in self.names and node not in steps:
                 stack.append((node, True))
-                stack += ((child, False) for child in reversed(children(node)))
+                stack += ((child, False) for child in reversed(_read_by(node)))
         return list(steps)
+
+    def _solved(self, node: Solve, tree_of: Callable[[Expr], ast.expr]) -> ast.Name:
+        """The threshold of each row: the sums of its rows become a function of it, and of all else they read."""
+        read = [leaf for leaf in _read_by(node)[3:] if not isinstance(leaf, Const)]
+        for leaf in read:
+            if leaf not in self.names:
+                self._named(leaf, tree_of(leaf))
+        given = [self.names[leaf] for leaf in read]
+        names: dict[Expr, str] = {build.THRESHOLD: "threshold", **{leaf: self.names[leaf] for leaf in read}}
+        inner = TorchPrinter(names, {}, _temporaries=self._temporaries)
+        (body,) = inner.values((node.body,))
+        ends = (ast.unparse(_as_tensors([end], [tree_of(end)])[0]) for end in (node.total, node.lower, node.upper))
+        function, name = f"sums_{self._temporaries}", f"value_{self._temporaries}"
+        self._temporaries += 1
+        listed = f"({', '.join(given)}{',' * (len(given) == 1)})"
+        self.lines += (
+            "",
+            *_signature(function, ("threshold", *given)),
+            *(f"    {line}" for line in inner.lines),
+            f"    return row_sum({body}, live)",
+            "",
+            *wrapped(f"{name} = solve_rows({function}, {listed}, {', '.join(ends)}, live)", INDENT),
+        )
+        self.names[node] = name
+        return ast.Name(name)
 
     def _shortened(self, node: Expr, operands: list[ast.expr]) -> ast.expr:
         """The value of a node; its longest operands become names until it fits on a line."""
@@ -115,6 +149,25 @@ class TorchPrinter:
                 return _operator(node, operands)
             case _:
                 raise VerifyError(f"{node} has no name in torch")
+
+
+def _signature(function: str, names: Sequence[str]) -> list[str]:
+    """The head of a function of tensors."""
+    arguments = [f"{name}: Tensor" for name in names]
+    whole = f"def {function}({', '.join(arguments)}) -> Tensor:"
+    if INDENT + len(whole) <= LINE_LENGTH:
+        return [whole]
+    return [f"def {function}(", *(f"    {argument}," for argument in arguments), ") -> Tensor:"]
+
+
+def _read_by(node: Expr) -> tuple[Expr, ...]:
+    """What is computed before a node; of a solve, its total, its ends, and what its body reads but the threshold."""
+    if not isinstance(node, Solve):
+        return children(node)
+    unbound = open_nodes(node.body)
+    body = [step for step in postorder(node.body) if step in unbound]
+    read = dict.fromkeys(child for step in body for child in children(step) if child not in unbound)
+    return (node.total, node.lower, node.upper, *read)
 
 
 def constant(value: float) -> ast.expr:
