@@ -21,8 +21,9 @@ from dataclasses import replace
 from functools import cached_property
 
 from attndsl.codegen import cpp, triton
+from attndsl.codegen.derivation import Derivation
 from attndsl.codegen.describe import describe
-from attndsl.codegen.kernels import Derivation, plan_kernel
+from attndsl.codegen.kernels import plan_kernel
 from attndsl.codegen.plan import Emitted, KernelPlan, Specialisation, Target
 from attndsl.ir.fingerprint import fingerprint
 from attndsl.ir.row_sums import RowSum

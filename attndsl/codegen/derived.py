@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from attndsl.analysis.streaming import Refusal, stream
 from attndsl.analysis.structure import Structure, structure_of
-from attndsl.codegen.kernels import Derivation
+from attndsl.codegen.derivation import Derivation
 from attndsl.ir.nodes import Load
 from attndsl.ir.printer import print_expr
 

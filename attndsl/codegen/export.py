@@ -20,8 +20,9 @@ from attndsl.analysis.obligations import Kind, Obligation, obligations
 from attndsl.analysis.streaming import Refusal
 from attndsl.analysis.structure import Structure, is_indexed_by_scores, structure_of
 from attndsl.codegen.copied import copied, definitions_of
+from attndsl.codegen.derivation import Derivation
 from attndsl.codegen.export_text import Body, Values, body, call_lines, mapping, names_in, quoted, sequence
-from attndsl.codegen.kernels import Derivation, plan_kernel
+from attndsl.codegen.kernels import plan_kernel
 from attndsl.codegen.placement import Side
 from attndsl.codegen.plan import KernelPlan, Specialisation
 from attndsl.codegen.triton import emit_function, helper_sources, rendered
