@@ -627,6 +627,12 @@ class TestCheck:
         with pytest.raises(VerifyError, match=f"kernel's {what} differs"):
             text(CAUSAL)(*qkv(), check=True)
 
+    def test_a_divisor_of_zero_is_no_weight_that_is_not_finite(self) -> None:
+        q, k, v = (tensor.abs() for tensor in qkv())
+        rectified = text("attention rectified { normalizer max(score, 0.0) / row_sum(max(score, 0.0)) }")
+        assert not rectified(-q, k, v, check=True).any()
+        assert rectified(q, k, v, check=True).any()
+
     def test_nan_at_a_key_that_is_seen_is_the_callers(self) -> None:
         q, k, v = qkv()
         v[:, :, 0] = torch.nan
