@@ -70,6 +70,7 @@ struct FewQueries {
     static constexpr int MOST = 4;
     static constexpr bool FITS = HEAD_DIM % LANES == 0 && V_HEAD_DIM % LANES == 0;
     static constexpr int STRETCH = 8;
+    static constexpr int WIDTH = V_HEAD_DIM < STRETCH * LANES ? V_HEAD_DIM : STRETCH * LANES;
 
     int rows;
     alignas(64) real q[MOST][HEAD_DIM];
@@ -114,7 +115,7 @@ struct FewQueries {
                     for (int e = 0; e < STRETCH; e++)
                         if (d + e * LANES < V_HEAD_DIM) sums[e] = load(acc[term][m] + d + e * LANES);
                     for (int j = first; j < last; j++) {
-                        fetch(from + (j + BLOCK_N) * stride + d, 0, STRETCH * LANES, 1);
+                        if (m == 0) fetch(from + (j + BLOCK_N) * stride + d, 0, WIDTH, 1);
                         if (seen && !seen[j]) continue;
                         const vreal weight(weights[term][j][m]);
 #pragma GCC unroll 8

@@ -193,8 +193,8 @@ template<class R, class F> INLINE bool every_row(const R* rows, int vectors, F v
 // What a sum is divided by may be 0: then the weight is 0, and not infinite.
 INLINE vreal unless_infinite(vreal factor) { return select(fabs(factor) == vreal(INF), vreal(0), factor); }
 
-// Asks for rows of elements before they are read.
+// Asks for rows of elements long before they are read: into the second cache, which waits for more of them at a time.
 template<class E> INLINE void fetch(const E* from, int64_t stride, int width, int rows) {
     for (int n = 0; n < rows; n++)
-        for (int d = 0; d < width; d += 64 / sizeof(E)) __builtin_prefetch(from + n * stride + d);
+        for (int d = 0; d < width; d += 64 / sizeof(E)) __builtin_prefetch(from + n * stride + d, 0, 2);
 }
