@@ -1,7 +1,8 @@
 """Every CPU benchmark: `python -m benchmarks.cpu`; one alone is `python -m benchmarks.cpu.forward`."""
 
-from benchmarks.cpu import decode, forward
+from benchmarks.cpu import decode, first, forward
 
 if __name__ == "__main__":
     forward.main([])
     decode.main([])
+    first.main([])

@@ -13,7 +13,7 @@ import torch
 
 import attndsl as ad
 from benchmarks.cpu.forward import DTYPES, TOLERANCES, Contender
-from benchmarks.cpu.timing import THREADS, least
+from benchmarks.cpu.timing import THREADS, ratio, turns
 from benchmarks.harness import MISSED, Row, check, publish
 from benchmarks.variants import causal
 
@@ -44,8 +44,9 @@ def measure(queries: int, head_dim: int, dtype: str) -> Row:
     for name in ("attndsl", "sdpa"):
         check(f"{name}, {queries} queries", runs[name](), expected, TOLERANCES[dtype])
     read = {"attndsl": k.nbytes + v.nbytes, "sdpa": k.nbytes + v.nbytes, "copy": 2 * source.nbytes}
-    rates = {name: read[name] / milliseconds / 1e6 for name, milliseconds in least(runs).items()}
-    share = rates["attndsl"] / rates["copy"]
+    times = turns(runs)
+    rates = {name: read[name] / min(each) / 1e6 for name, each in times.items()}
+    share = ratio(times["copy"], times["attndsl"]) * read["attndsl"] / read["copy"]
     return {
         "dtype": dtype,
         "head dim": head_dim,
@@ -59,11 +60,12 @@ def measure(queries: int, head_dim: int, dtype: str) -> Row:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--threads", type=int, default=THREADS)
     chosen = parser.parse_args(arguments)
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(chosen.threads)
     torch.manual_seed(0)
     rows = [measure(n, head_dim, dtype) for dtype in chosen.dtypes for head_dim in HEAD_DIMS for n in QUERIES]
-    publish("cpu_decode", f"{KEYS} keys, few queries, on a CPU", rows)
+    publish("cpu_decode", f"{KEYS} keys, few queries, on a CPU, {chosen.threads} threads", rows)
 
 
 if __name__ == "__main__":

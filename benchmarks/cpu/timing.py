@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 
 import torch
 
 THREADS = 2
 
 
-def least(contenders: Mapping[str, Callable[[], object]], *, seconds: float = 0.5, turns: int = 3) -> dict[str, float]:
-    """The least time of each contender in milliseconds; each runs for about `seconds`, at least `turns` times."""
-    times = {name: _milliseconds(run) for name, run in contenders.items()}
-    rounds = max(turns, *(min(50, int(seconds * 1e3 / one)) for one in times.values()))
-    for turn in range(rounds):
+def turns(
+    contenders: Mapping[str, Callable[[], object]], *, seconds: float = 0.5, least_turns: int = 5
+) -> dict[str, list[float]]:
+    """The times of each contender in milliseconds, one after another in turns, for about `seconds` each."""
+    first = {name: _milliseconds(run) for name, run in contenders.items()}
+    rounds = max(least_turns, min(50, int(seconds * 1e3 / max(first.values()))))
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
         for name, run in contenders.items():
-            if turn < turns or turn * times[name] < seconds * 1e3:
-                times[name] = min(times[name], _milliseconds(run))
+            times[name].append(_milliseconds(run))
     return times
+
+
+def least(contenders: Mapping[str, Callable[[], object]], *, seconds: float = 0.5) -> dict[str, float]:
+    """The least time of each contender in milliseconds."""
+    return {name: min(times) for name, times in turns(contenders, seconds=seconds).items()}
+
+
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
+    """How many times longer one contender takes than another: the median over turns, which each hit both."""
+    return median(one / other for one, other in zip(slow, fast, strict=True))
 
 
 def product_rate(dtype: torch.dtype, size: int = 1024) -> float:
