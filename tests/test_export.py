@@ -248,6 +248,14 @@ def test_calls_that_do_not_fit(tmp_path: Path) -> None:
             module.attention(q, q, q, **good)
 
 
+def test_numbers_among_numbers(tmp_path: Path) -> None:
+    """What torch would take for Python's numbers, which its functions do not."""
+    text = "attention numbers { mask max(min(max(7, -3), 9), h) > kv_idx score score + tanh(exp(0.5) * 2.0) }"
+    module = module_at(declared(text).export(tmp_path / "file.py", dtype=torch.float32, head_dim=16))
+    q = torch.randn(1, 2, 12, 16, dtype=torch.float64)
+    assert_rows_close(module.reference(q, q, q), declared(text).reference(q, q, q), 1e-12)
+
+
 def test_requirements_are_asked(tmp_path: Path) -> None:
     near = ad.attention(mask_mod=ad.masks.neighborhood(ad.grid(y=6, x=8), window=(3, 3)))
     module = module_at(near.export(tmp_path / "file.py", dtype=torch.float32, head_dim=16))

@@ -183,16 +183,16 @@ def constant(value: float) -> ast.expr:
 def _operator(node: Apply, operands: list[ast.expr]) -> ast.expr:
     """An operator; numbers are tensors where torch would not make them ones."""
     op, args = node.op, node.args
+    is_operator = op in INFIX or _is_plain(node)
     branches = args[1:] if op is Op.WHERE else args
-    if all(isinstance(branch, Const) for branch in branches):
+    if all(isinstance(branch, Const) for branch in branches) or not (op in SPELLINGS or is_operator):
         operands = _as_tensors(args, operands)
-    elif isinstance(args[0], Const) and op is Op.WHERE:
-        operands = [_tensor(operands[0]), *operands[1:]]
+    elif op is Op.WHERE:
+        operands = [*_as_tensors(args[:1], operands[:1]), *operands[1:]]
     if op in SPELLINGS:
         return filled(SPELLINGS[op], *operands)
-    if op in INFIX or _is_plain(node):
+    if is_operator:
         return filled(f"{{0}} {facts(op).text} {{1}}", *operands)
-    operands = _as_tensors(args, operands)
     function = facts(op).torch
     home = "" if function in LOCAL else "functional." if function in FUNCTIONAL else "torch."
     listed = ", ".join(f"{{{place}}}" for place in range(len(operands)))
