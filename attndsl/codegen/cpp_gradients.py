@@ -6,17 +6,21 @@ and for its keys alike, so that one of them can leave the gradients of q, k, v a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from attndsl.analysis.streaming import LSE
 from attndsl.analysis.structure import Structure
+from attndsl.codegen.cpp_expr import CppPrinter, Text
 from attndsl.codegen.cpp_lines import CppLines, names_of
 from attndsl.codegen.cpp_signature import ELEMENTS
 from attndsl.codegen.cpp_text import GRADIENTS, SUMS, environment, template_text
 from attndsl.codegen.names import row_pointer
 from attndsl.codegen.plan import OUTPUTS, Gather, KernelPlan, Operand
+from attndsl.codegen.triton_expr import LoadStyle
 from attndsl.ir import build
-from attndsl.ir.nodes import Expr
+from attndsl.ir.nodes import Apply, Expr, RowValue
+from attndsl.ir.ops import Op
 from attndsl.ir.rewrite import postorder
 
 
@@ -100,6 +104,9 @@ class GradientsText:
     has_area: bool
 
 
+MAXIMUM = "m_i"
+"""How the names of maxima begin."""
+
 OWN = {
     Operand.QUERY: OwnText("queries", "HEAD_DIM", "Q", "stride_qm", "stride_qd"),
     Operand.GRADIENT: OwnText("gradients", "V_HEAD_DIM", "DOut", "stride_dom", "stride_dod"),
@@ -112,8 +119,24 @@ def emit_gradients(plan: KernelPlan) -> str:
     return environment().get_template(GRADIENTS).render(kernel=_Gradients(plan).text())
 
 
+class _Printer(CppPrinter):
+    """Prints expressions of gradients: how much a score is below its row's maximum or lse, exponentiated, as powers of
+    two that are never subnormal, which products would take their time for."""
+
+    def _printed(self, node: Expr, names: Mapping[Expr, str], loads: LoadStyle, at_root: bool = False) -> Text:
+        match node:
+            case Apply(op=Op.EXP, args=(Apply(op=Op.SUB, args=(_, RowValue(name=row))) as below,)) if (
+                at_root or node not in names
+            ) and row.startswith((LSE.name, MAXIMUM)):
+                return Text(f"exp2_flushing({super()._printed(below, names, loads, at_root=True).inside('*')} * LOG2E)")
+            case _:
+                return super()._printed(node, names, loads, at_root)
+
+
 class _Gradients(CppLines):
     """Prints one plan. Names are those of the field: `p`, `ds`, `dw`."""
+
+    PRINTER = _Printer
 
     def __init__(self, plan: KernelPlan) -> None:
         values = plan.pair_values

@@ -30,6 +30,8 @@ class CppLines:
     `fixed` the values whose names stay as they are, `given` those of row values every vector of queries has.
     """
 
+    PRINTER = CppPrinter
+
     def __init__(
         self,
         plan: KernelPlan,
@@ -45,7 +47,7 @@ class CppLines:
         own: dict[Expr, str] = {build.B: "b", build.H: "h", build.Q: "q_idx", build.K: "kv_idx"}
         own |= {build.Q_LEN: "q_len", build.KV_LEN: "kv_len"}
         own |= {node: names[node.name] for node in postorder(*roots) if isinstance(node, Scalar)}
-        self.printer = CppPrinter(real_type(plan), {**own, **leaves}, names, plan.cheap_division)
+        self.printer = self.PRINTER(real_type(plan), {**own, **leaves}, names, plan.cheap_division)
         self.loads = LoadStyle(clamped=not plan.spec.fast)
         self.program = self.renamed(line for stage in stages for line in stage.program)
         self.row = self.renamed(line for stage in stages for line in stage.own)
