@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +12,7 @@ import torch
 from torch.nn.attention.flex_attention import AuxOutput
 
 import attndsl as ad
+from benchmarks import compile as compiling
 from benchmarks import gpu, gpu_training, harness
 from benchmarks.variants import Case, cases
 
@@ -96,3 +98,13 @@ def test_gpu_benchmarks_say_so_where_there_is_none(
     monkeypatch.setattr("sys.argv", ["gpu"])
     benchmark.main()
     assert "needs a CUDA device" in capsys.readouterr().out
+
+
+def test_measured_kernels_spill_nothing() -> None:
+    """What is committed has every kernel of every variant, and none that misses its target."""
+    (path,) = (Path(compiling.__file__).parent / "results").glob("compile.*.json")
+    rows = json.loads(path.read_text())["rows"]
+    assert not [row for row in rows if row["missed"] or row["spilled bytes"]]
+    measured = {(row["variant"], row["target"], row["head dim"], row["kernel"]) for row in rows}
+    wanted = itertools.product(CASES, compiling.TARGETS, compiling.HEAD_DIMS, compiling.WARPGROUP_KERNELS)
+    assert {(case.name, *others) for case, *others in wanted} <= measured
