@@ -70,7 +70,10 @@ _HALF: dict[str, dict[Shape, tuple[Row, ...]]] = {
             Row(128, TileShape(16, 128, 8, 2), TileShape(32, 64, 8, 2), TileShape(16, 64, 8, 2)),
             Row(256, TileShape(16, 32, 8, 1), TileShape(16, 32, 8, 1)),
         ),
-        Shape.DIAGONAL: (Row(256, TileShape(32, 32, 4, 1), TileShape(32, 32, 4, 1)),),
+        Shape.DIAGONAL: (
+            Row(64, TileShape(32, 32, 4, 1), TileShape(32, 32, 4, 1)),
+            Row(256, TileShape(32, 32, 8, 1), TileShape(32, 32, 8, 1)),
+        ),
     },
     "hopper": {
         Shape.FORWARD: (
@@ -85,7 +88,7 @@ _HALF: dict[str, dict[Shape, tuple[Row, ...]]] = {
         ),
         Shape.QUERIES: (
             Row(64, TileShape(64, 128, 8, 2), TileShape(32, 128, 8, 2)),
-            Row(128, TileShape(32, 128, 8, 2), TileShape(16, 128, 8, 2), TileShape(32, 64, 8, 2)),
+            Row(128, TileShape(32, 128, 8, 2), TileShape(16, 128, 8, 2), TileShape(16, 64, 8, 2)),
             Row(256, TileShape(16, 64, 8, 1), TileShape(16, 64, 8, 1)),
         ),
         Shape.DIAGONAL: (Row(256, TileShape(64, 64, 4, 1), TileShape(64, 64, 4, 1)),),
