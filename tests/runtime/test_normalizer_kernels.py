@@ -9,14 +9,14 @@ import pytest
 import torch
 from gradients import backward, check_gradient_case, check_gradient_walks, check_gradients, has_gradients
 from hypothesis import HealthCheck, Phase, assume, given, seed, settings
-from launches import Program, check, check_walks, inputs, interpreted, same, streams
+from launches import INTERPRETING, Program, check, check_walks, inputs, on_kernels, same, streams
 from normalizers import row
 from strategies import Case, cases
 from torch import Tensor
 
 import attndsl as ad
 
-pytestmark = interpreted
+pytestmark = on_kernels
 
 # Shrinking takes minutes in the interpreter; a failure is short enough to read as it is.
 RANDOM = settings(deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
@@ -145,6 +145,10 @@ def test_dead_rows_have_zeros_exactly(name: str) -> None:
     assert all(not gradient.any() for gradient in found.values())
 
 
+small_enough = pytest.mark.skipif(not INTERPRETING, reason="each of these builds a dozen native kernels")
+
+
+@small_enough
 @seed(0)
 @settings(RANDOM, max_examples=10)
 @given(cases(row=row, **SMALL))
@@ -156,6 +160,7 @@ def test_random_normalizers(case: Case) -> None:
     check_gradients(subject, *tensors, note=repr(case), q_offset=case.q_offset)
 
 
+@small_enough
 @seed(1)
 @settings(RANDOM, max_examples=10)
 @given(cases(weights=True, **SMALL))
