@@ -112,9 +112,8 @@ static void query_tile(const Launch& launch, int64_t b, int64_t h, integer tile,
         const int keys = PARTIAL ? min(integer(BLOCK_N), integer(kv_len - start_n)) : BLOCK_N;
         if (vectors == 1 && rows > FewQueries::MOST) {
             // With few queries there is little to compute before the next keys are needed.
-            fetch(V + start_n * args.stride_vn, args.stride_vn, V_HEAD_DIM, keys);
-            if (start_n + 2 * BLOCK_N <= kv_len)
-                fetch(K + (start_n + BLOCK_N) * args.stride_kn, args.stride_kn, HEAD_DIM, BLOCK_N);
+            fetch(K + (start_n + BLOCK_N) * args.stride_kn, args.stride_kn, HEAD_DIM, BLOCK_N);
+            fetch(V + (start_n + BLOCK_N) * args.stride_vn, args.stride_vn, V_HEAD_DIM, BLOCK_N);
         }
         Spans spans = Spans::whole(vectors);
         bool seen[BLOCK_N];
@@ -194,9 +193,8 @@ static void query_tile(const Launch& launch, int64_t b, int64_t h, integer tile,
         const int keys = PARTIAL ? min(integer(BLOCK_N), integer(kv_len - start_n)) : BLOCK_N;
         if (vectors == 1 && rows > FewQueries::MOST) {
             // With few queries there is little to compute before the next keys are needed.
-            fetch(V + start_n * args.stride_vn, args.stride_vn, V_HEAD_DIM, keys);
-            if (start_n + 2 * BLOCK_N <= kv_len)
-                fetch(K + (start_n + BLOCK_N) * args.stride_kn, args.stride_kn, HEAD_DIM, BLOCK_N);
+            fetch(K + (start_n + BLOCK_N) * args.stride_kn, args.stride_kn, HEAD_DIM, BLOCK_N);
+            fetch(V + (start_n + BLOCK_N) * args.stride_vn, args.stride_vn, V_HEAD_DIM, BLOCK_N);
         }
         Spans spans = Spans::whole(vectors);
         bool seen[BLOCK_N];
