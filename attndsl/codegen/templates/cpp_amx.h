@@ -253,7 +253,7 @@ struct MatrixProducts {
     void turn_few() {
         for (int term = 0; term < TERMS; term++)
             for (int m = 0; m < few.rows; m++)
-                for (int d = 0; d < V_HEAD_DIM; d++) sum_at(term, d, 0)[m] = few.acc[term][m][d];
+                for (int d = 0; d < V_HEAD_DIM; d++) sum_at(term, d, 0)[m] = few.acc[term][m][FewQueries::place(d)];
     }
 
     // One element of the unfinished output, for a vector of queries.

@@ -223,13 +223,22 @@ INLINE vint to_integer(vreal x) { return lanes_as<integer>(x); }
 INLINE vint to_integer(vbool x) { return select(x, vint(1), vint(0)); }
 INLINE vint to_integer(vint x) { return x; }
 
-// LANES elements that stand side by side.
+// LANES elements that stand side by side, anywhere. As vectors: compilers copy bytes in pieces, which a load waits for.
+template<class T, int N> struct Anywhere {
+    typedef T type __attribute__((vector_size(N * sizeof(T)), aligned(1), may_alias));
+};
 template<class T> INLINE Lanes<T> load(const T* from) {
+    constexpr int WIDTH = Lanes<T>::WIDTH;
     Lanes<T> result;
-    __builtin_memcpy(&result, from, LANES * sizeof(T));
+    for (int i = 0; i < Lanes<T>::PARTS; i++)
+        result.part[i] = *(const typename Anywhere<T, WIDTH>::type*)(from + i * WIDTH);
     return result;
 }
-template<class T> INLINE void store(T* to, Lanes<T> values) { __builtin_memcpy(to, &values, LANES * sizeof(T)); }
+template<class T> INLINE void store(T* to, Lanes<T> values) {
+    constexpr int WIDTH = Lanes<T>::WIDTH;
+    for (int i = 0; i < Lanes<T>::PARTS; i++)
+        *(typename Anywhere<T, WIDTH>::type*)(to + i * WIDTH) = values.part[i];
+}
 
 // The sum of the lanes, and the largest of them.
 INLINE real sum_of(vreal x) {

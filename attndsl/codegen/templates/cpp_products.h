@@ -69,6 +69,7 @@ template<class E> INLINE Lines lines(const E* from, int64_t stride, int64_t stri
 struct FewQueries {
     static constexpr int MOST = 4;
     static constexpr bool FITS = HEAD_DIM % LANES == 0 && V_HEAD_DIM % LANES == 0;
+    static constexpr bool PAIRED = IsBfloat<element>::value && HEAD_DIM % (2 * LANES) == 0 && V_HEAD_DIM % (2 * LANES) == 0;
     static constexpr int STRETCH = 8;
     static constexpr int WIDTH = V_HEAD_DIM < STRETCH * LANES ? V_HEAD_DIM : STRETCH * LANES;
 
@@ -77,11 +78,21 @@ struct FewQueries {
     alignas(64) real weights[TERMS][BLOCK_N][LANES];
     alignas(64) real acc[TERMS][MOST][V_HEAD_DIM];
 
+    // LANES elements of a row, from d on; of bfloats in pairs, those at even places come before those at odd ones.
+    template<class E> MEMBER static vreal numbers(const E* row, int d) {
+        if constexpr (PAIRED) return d / LANES % 2 ? odd_reals(row + d - LANES) : even_reals(row + d);
+        else return reals(row + d);
+    }
+    // Where element d stands among them.
+    MEMBER static constexpr int place(int d) {
+        return PAIRED ? d / (2 * LANES) * (2 * LANES) + d % 2 * LANES + d % (2 * LANES) / 2 : d;
+    }
+
     // `rows` stays 0 where this is not the way.
     void queries(const element* from, int64_t stride, int64_t stride_d, int count, bool is_along) {
         rows = FITS && is_along && count <= MOST ? count : 0;
         for (int m = 0; m < rows; m++)
-            for (int d = 0; d < HEAD_DIM; d++) q[m][d] = to_real(from[m * stride + d * stride_d]);
+            for (int d = 0; d < HEAD_DIM; d++) q[m][place(d)] = to_real(from[m * stride + d * stride_d]);
         for (int term = 0; term < TERMS; term++)
             for (int m = 0; m < rows; m++)
                 for (real& sum : acc[term][m]) sum = 0;
@@ -95,7 +106,7 @@ struct FewQueries {
                 vreal sums[2] = {vreal(0), vreal(0)};
 #pragma GCC unroll 8
                 for (int d = 0; d + LANES <= HEAD_DIM; d += LANES)
-                    sums[d / LANES % 2] = sums[d / LANES % 2] + reals(from + j * stride + d) * load(q[m] + d);
+                    sums[d / LANES % 2] = sums[d / LANES % 2] + numbers(from + j * stride, d) * load(q[m] + d);
                 s[j * LANES + m] = sum_of(sums[0] + sums[1]);
             }
         }
@@ -121,7 +132,7 @@ struct FewQueries {
 #pragma GCC unroll 8
                         for (int e = 0; e < STRETCH; e++)
                             if (d + e * LANES < V_HEAD_DIM)
-                                sums[e] = sums[e] + weight * reals(from + j * stride + d + e * LANES);
+                                sums[e] = sums[e] + weight * numbers(from + j * stride, d + e * LANES);
                     }
 #pragma GCC unroll 8
                     for (int e = 0; e < STRETCH; e++)
@@ -244,7 +255,7 @@ struct ExactProducts {
     void turn_few() {
         for (int term = 0; term < TERMS; term++)
             for (int m = 0; m < few.rows; m++)
-                for (int d = 0; d < V_HEAD_DIM; d++) sum_at(term, d, 0)[m] = few.acc[term][m][d];
+                for (int d = 0; d < V_HEAD_DIM; d++) sum_at(term, d, 0)[m] = few.acc[term][m][FewQueries::place(d)];
     }
 
     // One element of the unfinished output, for a vector of queries.

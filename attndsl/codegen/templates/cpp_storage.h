@@ -49,6 +49,15 @@ INLINE vreal reals(const bfloat* from) {
     auto bits = lanes_as<uint32_t>(load((const uint16_t*)from));
     return lanes_as<real>(Lanes<float>(float_of_bfloat<Lanes<float>::Part>(bits.part[0])));
 }
+// Of 2 * LANES bfloats those at even places, and those at odd ones: read as pairs, they take an operation each.
+INLINE vreal even_reals(const bfloat* from) {
+    return lanes_as<real>(bits_as<Lanes<float>>(load((const uint32_t*)from) << Lanes<uint32_t>(16)));
+}
+INLINE vreal odd_reals(const bfloat* from) {
+    return lanes_as<real>(bits_as<Lanes<float>>(load((const uint32_t*)from) & Lanes<uint32_t>(0xffff0000)));
+}
+template<class T> struct IsBfloat { static constexpr bool value = false; };
+template<> struct IsBfloat<bfloat> { static constexpr bool value = true; };
 template<class T> INLINE vint integers(const T* from) { return lanes_as<integer>(load(from)); }
 INLINE vbool bools(const bool_t* from) { return load((const uint8_t*)from) != Lanes<uint8_t>(uint8_t(0)); }
 
