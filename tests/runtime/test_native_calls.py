@@ -6,6 +6,8 @@ import math
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -304,3 +306,40 @@ def test_a_table_follows_its_documents() -> None:
     check(attention, *tensors)
     doc.copy_(torch.arange(150) % 3)
     check(attention, *tensors)
+
+
+@pytest.mark.parametrize("q_len", [2, 40], ids=["chunks of keys", "whole rows"])
+def test_what_a_sum_is_rescaled_by_may_know_numbers_and_rows(q_len: int) -> None:
+    """Chunks of the keys of few queries are merged where neither parameters nor rows are at hand by themselves."""
+    source = """
+    attention a(n: float, t: tensor[N]) {
+        let e = exp((score - row_max(score)) / (abs(n) + 0.5) * t[q_idx])
+        normalizer e / row_sum(e)
+    }"""
+    q, k, v = qkv(1, 2, 4200, 64)
+    check(text(source, n=0.7, t=torch.linspace(0.5, 1.5, 64)), q[:, :, :q_len], k, v)
+
+
+BEYOND = """
+import ctypes, mmap, torch, attndsl as ad
+def last_of_its_page(*shape):
+    pages = mmap.mmap(-1, 16 * mmap.PAGESIZE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(pages))
+    ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + 15 * mmap.PAGESIZE), mmap.PAGESIZE, 0)
+    count = torch.Size(shape).numel()
+    found = torch.frombuffer(pages, dtype=torch.float32, count=count, offset=15 * mmap.PAGESIZE - 4 * count)
+    return found.zero_().view(shape)
+(attention,) = ad.parse("attention a(t: tensor[N, M], u: tensor[M]) { score score + t[q_idx, kv_idx] * u[kv_idx] }")
+for dtype in (torch.bfloat16, torch.float32):
+    q, k, v = torch.randn(3, 1, 1, 70, 32).to(dtype).unbind()
+    bound = attention.bind(t=last_of_its_page(70, 70), u=last_of_its_page(70))
+    out = bound(q.requires_grad_(), k, v, backend="cpu")
+    torch.autograd.grad(out.sum(), q)
+print("survived")
+"""
+
+
+def test_captures_are_not_read_beyond_their_ends() -> None:
+    """The page after each tensor may not be touched; the last key tile has room for more keys than there are."""
+    done = subprocess.run([sys.executable, "-c", BEYOND], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "survived", done.stderr
