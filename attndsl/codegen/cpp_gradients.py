@@ -13,8 +13,7 @@ from attndsl.analysis.streaming import LSE
 from attndsl.analysis.structure import Structure
 from attndsl.codegen.cpp_expr import CppPrinter, Text
 from attndsl.codegen.cpp_lines import CppLines, names_of
-from attndsl.codegen.cpp_signature import ELEMENTS
-from attndsl.codegen.cpp_text import GRADIENTS, SUMS, environment, template_text
+from attndsl.codegen.cpp_text import GRADIENTS, SUMS, environment
 from attndsl.codegen.names import row_pointer
 from attndsl.codegen.plan import OUTPUTS, Gather, KernelPlan, Operand
 from attndsl.codegen.triton_expr import LoadStyle
@@ -61,29 +60,9 @@ class GradientsText:
     """What the template sees: finished lines, nothing to decide."""
 
     name: str
-    header: str
-    defines: tuple[str, ...]
-    before: str
-    products: str
-    sums: str
-    element: str
-    head_dim: int
-    v_head_dim: int
-    members: tuple[str, ...]
-    locals: tuple[str, ...]
     kept: tuple[tuple[str, str], ...]
-    row_members: tuple[str, ...]
-    row_names: tuple[str, ...]
-    row_lines: tuple[str, ...]
-    column_members: tuple[str, ...]
-    column_names: tuple[str, ...]
-    column_lines: tuple[str, ...]
-    program_lines: tuple[str, ...]
-    walk: tuple[str, ...]
     first: str
     last: str
-    live_lines: tuple[str, ...]
-    live: str
     product: str
     score_lines: tuple[str, ...]
     value_lines: tuple[str, ...]
@@ -91,7 +70,6 @@ class GradientsText:
     reads_gradient: bool
     takes_gradient: bool
     values_lie_along: str
-    hides_keys: bool
     skips: bool
     own: tuple[OwnText, ...]
     row_products: tuple[ProductText, ...]
@@ -116,7 +94,8 @@ OWN = {
 
 def emit_gradients(plan: KernelPlan) -> str:
     """The module text of a kernel; the same plan gives the same bytes."""
-    return environment().get_template(GRADIENTS).render(kernel=_Gradients(plan).text())
+    kernel = _Gradients(plan)
+    return environment().get_template(GRADIENTS).render(lines=kernel.module(sums=(SUMS,)), kernel=kernel.text())
 
 
 class _Printer(CppPrinter):
@@ -159,29 +138,9 @@ class _Gradients(CppLines):
         has_chunk = plan.gather is Gather.PAIRS
         return GradientsText(
             name=plan.kernel,
-            header=self.header(),
-            defines=self.defines(),
-            before=self.headers(),
-            products=self.products(),
-            sums=template_text(SUMS),
-            element=ELEMENTS[plan.spec.dtype],
-            head_dim=plan.spec.head_dim,
-            v_head_dim=plan.spec.v_head_dim,
-            members=self.record(),
-            locals=tuple(self.locals()),
             kept=tuple((name, row_pointer(name)) for name in plan.kept),
-            row_members=("vint q_idx;", *(f"vreal {name};" for name in plan.kept), *self.members(self.row)),
-            row_names=self.bindings,
-            row_lines=tuple(self.statements(self.row, self.program_names)),
-            column_members=self.members(self.column),
-            column_names=tuple(line.name for line in self.column),
-            column_lines=tuple(self.statements(self.column, self.program_names)),
-            program_lines=tuple(self.statements(self.program, {})),
-            walk=tuple(self.walk()),
             first=f"max(lo, integer({'chunk_lo / BLOCK_N * BLOCK_N'}))" if has_chunk else "lo",
             last="min(hi, chunk_hi)" if has_chunk else "hi",
-            live_lines=tuple(self.live_lines()),
-            live=self.live(),
             product="s" if self.is_plain else "qk",
             score_lines=tuple(self._score_lines()),
             value_lines=tuple(self._value_lines()),
@@ -189,7 +148,6 @@ class _Gradients(CppLines):
             reads_gradient=plan.reads_gradient,
             takes_gradient="DOut" in plan.tensors,
             values_lie_along="args.stride_vd == 1" if "V" in plan.tensors else "true",
-            hides_keys=plan.hides_keys,
             skips=self._skips,
             own=tuple(OWN[operand] for operand in own),
             row_products=row_products,

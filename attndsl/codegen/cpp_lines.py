@@ -7,11 +7,11 @@ In: a `KernelPlan`. Out: lines, for the printers of kernels (`cpp_kernel`, `cpp_
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from attndsl.codegen.cpp_expr import CppPrinter
 from attndsl.codegen.cpp_names import cpp_name
-from attndsl.codegen.cpp_signature import arguments, integer_type, real_type, symbols
+from attndsl.codegen.cpp_signature import ELEMENTS, arguments, integer_type, real_type, symbols
 from attndsl.codegen.cpp_text import HEADERS, PRODUCTS, template_text
 from attndsl.codegen.cpp_walk import CppWalk
 from attndsl.codegen.heads import head
@@ -21,6 +21,34 @@ from attndsl.codegen.triton_expr import LoadStyle
 from attndsl.ir import build
 from attndsl.ir.nodes import Expr, Scalar
 from attndsl.ir.rewrite import postorder
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleText:
+    """What every template sees: finished lines, nothing to decide. `terms` are the accumulators of the products."""
+
+    header: str
+    defines: tuple[str, ...]
+    before: str
+    products: str
+    sums: str
+    element: str
+    head_dim: int
+    v_head_dim: int
+    terms: int
+    members: tuple[str, ...]
+    locals: tuple[str, ...]
+    row_members: tuple[str, ...]
+    row_names: tuple[str, ...]
+    row_lines: tuple[str, ...]
+    column_members: tuple[str, ...]
+    column_names: tuple[str, ...]
+    column_lines: tuple[str, ...]
+    program_lines: tuple[str, ...]
+    walk: tuple[str, ...]
+    live_lines: tuple[str, ...]
+    live: str
+    hides_keys: bool
 
 
 class CppLines:
@@ -58,25 +86,36 @@ class CppLines:
         self.program_names = names_of(self.program)
         self.row_names = self.program_names | names_of(self.row)
         self.key_names = self.row_names | names_of(self.column)
-        self.bindings = ("q_idx", *given, *(line.name for line in self.row))
+        self.given = tuple(given)
 
-    def header(self) -> str:
-        return "/* " + head(self.plan).replace("*/", "* /") + "\n*/"
-
-    def defines(self) -> tuple[str, ...]:
-        return (f"#define ATTNDSL_REAL {real_type(self.plan)}", f"#define ATTNDSL_INTEGER {integer_type(self.plan)}")
-
-    def headers(self, *more: str) -> str:
-        """The text of what every module begins with, and of more."""
-        return "\n".join(map(template_text, (*HEADERS, *more)))
-
-    def products(self) -> str:
-        """The text of the products of q and k, and of weights and v."""
-        return "\n".join(map(template_text, PRODUCTS if self.plan.spec.dtype == "bf16" else PRODUCTS[:1]))
-
-    def record(self) -> tuple[str, ...]:
-        """The members of the record a kernel takes."""
-        return tuple(f"{argument.type} {argument.name};" for argument in arguments(self.plan))
+    def module(self, *, headers: Iterable[str] = (), sums: Iterable[str] = (), terms: int = 1) -> ModuleText:
+        """A module but for its functions; `headers` come after the usual ones, `sums` after the products."""
+        plan, spec = self.plan, self.plan.spec
+        products = PRODUCTS if spec.dtype == "bf16" else PRODUCTS[:1]
+        return ModuleText(
+            header="/* " + head(plan).replace("*/", "* /") + "\n*/",
+            defines=(f"#define ATTNDSL_REAL {real_type(plan)}", f"#define ATTNDSL_INTEGER {integer_type(plan)}"),
+            before=_texts(*HEADERS, *headers),
+            products=_texts(*products),
+            sums=_texts(*sums),
+            element=ELEMENTS[spec.dtype],
+            head_dim=spec.head_dim,
+            v_head_dim=spec.v_head_dim,
+            terms=terms,
+            members=tuple(f"{argument.type} {argument.name};" for argument in arguments(plan)),
+            locals=tuple(self.locals()),
+            row_members=("vint q_idx;", *(f"vreal {name};" for name in self.given), *self.members(self.row)),
+            row_names=("q_idx", *self.given, *(line.name for line in self.row)),
+            row_lines=tuple(self.statements(self.row, self.program_names)),
+            column_members=self.members(self.column),
+            column_names=tuple(line.name for line in self.column),
+            column_lines=tuple(self.statements(self.column, self.program_names)),
+            program_lines=tuple(self.statements(self.program, {})),
+            walk=tuple(self.walk()),
+            live_lines=tuple(self.live_lines()),
+            live=self.live(),
+            hides_keys=plan.hides_keys,
+        )
 
     def locals(self) -> Iterator[str]:
         """The arguments the text reads by name."""
@@ -125,9 +164,13 @@ class CppLines:
         if plan.never:
             return
         guards_ranges = plan.guards_rows or len(plan.walk.ranges) > 1
-        row = f"const auto [{', '.join(self.bindings)}] = row; "
+        row = f"const auto [{', '.join(('q_idx', *self.given, *(line.name for line in self.row)))}] = row; "
         printer = CppWalk(self.printer, self.program_names, self.row_names, row, self.loads, guards_ranges)
         yield from printer.lines(plan.walk)
+
+
+def _texts(*files: str) -> str:
+    return "\n".join(map(template_text, files))
 
 
 def names_of(statements: Iterable[Statement]) -> dict[Expr, str]:

@@ -21,7 +21,8 @@ PRODUCTS = ("cpp_products.h", "cpp_amx.h")
 SUMS = "cpp_gradients.h"
 """The products of gradients."""
 
-TEMPLATE, GRADIENTS = "forward.cpp.jinja", "gradients.cpp.jinja"
+MODULE, TEMPLATE, GRADIENTS = "module.cpp.jinja", "forward.cpp.jinja", "gradients.cpp.jinja"
+"""What templates begin with, that of the forward, and that of everything after it."""
 
 
 @cache

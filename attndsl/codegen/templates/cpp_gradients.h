@@ -58,24 +58,12 @@ template<int WIDTH> struct OwnRows {
     }
 };
 
-// Rows of a tile transposed: a panel for each vector of them, with a vector for each element.
+// Rows of a query tile, transposed.
 template<int WIDTH> struct TurnedRows {
     alignas(64) real at[WIDTH * BLOCK_M];
 
     void read(const element* from, int64_t stride, int64_t stride_d, int rows) {
-        int d = 0;
-        if (stride_d == 1)
-            for (; d + LANES <= WIDTH; d += LANES)
-                for (int i = 0; i < VECTORS; i++) {
-                    vec lines[LANES];
-                    for (int e = 0, m = i * LANES; e < LANES; e++, m++)
-                        lines[e] = m < rows ? reals(from + m * stride + d).part[0] : vreal(0).part[0];
-                    transpose(lines);
-                    for (int e = 0; e < LANES; e++) write(at + (i * WIDTH + d + e) * LANES, lines[e]);
-                }
-        for (; d < WIDTH; d++)
-            for (int m = 0; m < BLOCK_M; m++)
-                at[(m / LANES * WIDTH + d) * LANES + m % LANES] = m < rows ? to_real(from[m * stride + d * stride_d]) : real(0);
+        turn_rows<WIDTH>(at, from, stride, stride_d, rows);
     }
 
     // The products of the rows with those of a key tile.

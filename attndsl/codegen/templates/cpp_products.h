@@ -141,6 +141,24 @@ struct FewQueries {
     }
 };
 
+// Rows of a query tile transposed: a panel for each vector of them, with a vector for each element. Rows past the end
+// are 0.
+template<int WIDTH> static void turn_rows(real* to, const element* from, int64_t stride, int64_t stride_d, int rows) {
+    int d = 0;
+    if (stride_d == 1)
+        for (; d + LANES <= WIDTH; d += LANES)
+            for (int i = 0; i < VECTORS; i++) {
+                vec lines[LANES];
+                for (int e = 0, m = i * LANES; e < LANES; e++, m++)
+                    lines[e] = m < rows ? reals(from + m * stride + d).part[0] : vreal(0).part[0];
+                transpose(lines);
+                for (int e = 0; e < LANES; e++) write(to + (i * WIDTH + d + e) * LANES, lines[e]);
+            }
+    for (; d < WIDTH; d++)
+        for (int m = 0; m < BLOCK_M; m++)
+            to[(m / LANES * WIDTH + d) * LANES + m % LANES] = m < rows ? to_real(from[m * stride + d * stride_d]) : real(0);
+}
+
 struct ExactProducts {
     // Keys come in multiples of GRAIN, their weights STEP at a time; WIDE vectors of queries share a block of registers.
     static constexpr int GRAIN = 1;
@@ -161,22 +179,10 @@ struct ExactProducts {
     MEMBER real* score(int key, int i) { return s + (i * BLOCK_N + key) * LANES; }
     MEMBER real* sum_at(int term, int d, int i) { return acc + ((term * VECTORS + i) * V_HEAD_DIM + d) * LANES; }
 
-    // Queries of a tile, transposed; rows past the end are 0.
+    // Queries of a tile, transposed.
     void queries(const element* from, int64_t stride, int64_t stride_d, int rows, bool is_along) {
         few.queries(from, stride, stride_d, rows, is_along);
-        int d = 0;
-        if (stride_d == 1)
-            for (; d + LANES <= HEAD_DIM; d += LANES)
-                for (int i = 0; i < VECTORS; i++) {
-                    vec lines[LANES];
-                    for (int e = 0, m = i * LANES; e < LANES; e++, m++)
-                        lines[e] = m < rows ? reals(from + m * stride + d).part[0] : vreal(0).part[0];
-                    transpose(lines);
-                    for (int e = 0; e < LANES; e++) write(q + (i * HEAD_DIM + d + e) * LANES, lines[e]);
-                }
-        for (; d < HEAD_DIM; d++)
-            for (int m = 0; m < BLOCK_M; m++)
-                q[(m / LANES * HEAD_DIM + d) * LANES + m % LANES] = m < rows ? to_real(from[m * stride + d * stride_d]) : real(0);
+        turn_rows<HEAD_DIM>(q, from, stride, stride_d, rows);
         for (real& sum : acc) sum = 0;
     }
 
