@@ -84,6 +84,21 @@ def test_the_same_bits_at_any_number_of_threads(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.usefixtures("threads")
+def test_gradients_have_the_same_bits_at_any_number_of_threads() -> None:
+    """What belongs to keys is summed by several tasks, which any thread may take."""
+    attention = text(ALIBI, slopes=torch.linspace(0.1, 0.5, 4).requires_grad_())
+    q, k, v = (tensor.requires_grad_() for tensor in qkv(2, 4, 400))
+    wanted = (q, k, v, attention._values()["slopes"])
+    found = []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        out = attention(q, k[:, :2], v[:, :2], enable_gqa=True)
+        found.append(torch.autograd.grad(out.square().sum(), wanted))
+    for others in found[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))
+
+
+@pytest.mark.usefixtures("threads")
 def test_two_hundred_threads_at_once() -> None:
     torch.set_num_threads(2)
     attention = text(ALIBI, slopes=torch.ones(2))
