@@ -126,7 +126,8 @@ class CppKernel(CppLines):
         if shift is None or not self._is_exponential(value):
             return None
         exp2 = "exp2_roughly" if self.plan.spec.dtype == "bf16" else "exp2_flushing"
-        return f"{exp2}(s * {'qk_scale' if self.late else 'LOG2E'} - {shift}_2)"
+        # Not multiplied before it is subtracted: scores as large as floats go, as of additive masks, would be infinite.
+        return f"{exp2}(s * qk_scale - {shift}_2)" if self.late else f"{exp2}((s - {shift}) * LOG2E)"
 
     def _is_exponential(self, value: Expr) -> bool:
         match value:

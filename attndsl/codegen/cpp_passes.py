@@ -156,7 +156,8 @@ class _PassText:
             new, scale = part.grown.name, " * sm_scale" if late else ""
             yield f"const vreal {new} = larger({part.name}, {_largest(part)}{scale});"
             yield f"const vreal {shift_of(part)} = select({new} == vreal(-INF), vreal(0), {new});"
-            yield f"const vreal {shift_of(part)}_2 = {shift_of(part)} * LOG2E;"
+            if late:
+                yield f"const vreal {shift_of(part)}_2 = {shift_of(part)} * LOG2E;"
             yield f"w.{part.name}[i] = {new};"
         factors: dict[Expr, str] = {}
         for rescale in (*(part.rescale for part in self.sums), *(term.rescale for term in self.terms)):

@@ -166,7 +166,6 @@ static void query_tile(const Launch& launch, int64_t b, int64_t h, integer tile,
                            w.products.score(spans.first[i], i));
                 const vreal m_new = larger(m_i, largest);
                 const vreal shift = select(m_new == vreal(-INF), vreal(0), m_new);
-                const vreal shift_2 = shift * LOG2E;
                 w.m_i[i] = m_new;
             }
         }
