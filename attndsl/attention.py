@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attndsl import exporting
 from attndsl.codegen.plan import Specialisation, Target
 from attndsl.compiler import Compilation
 from attndsl.execution import attend as attend_by_kernels
@@ -91,7 +90,7 @@ class Attention:
         `BlockMask` or a router, which intersects with the mask. `return_aux`: True or a list of `"lse"`, `"max_score"`,
         `"entropy"` and `ad.aux.mass(...)`; then the result is `(out, Aux)`. `backend`: "triton" (GPU tensors, or any
         under TRITON_INTERPRET=1), "cpu" (compiled C++), "reference" (dense), or "auto": triton for GPU
-        tensors and under TRITON_INTERPRET=1, cpu for CPU tensors of which no gradient is required, the reference for
+        tensors and under TRITON_INTERPRET=1, cpu for CPU tensors, the reference for
         others. `check=True` also evaluates the reference and raises when the two differ, or where finite scores have
         weights that are not.
         """
@@ -291,6 +290,9 @@ class Attention:
         Parameters are its keyword arguments, scalars with their present values as defaults. What cannot be exported is
         refused with every reason.
         """
+        # A compiler of another kind of text, which most processes never ask for.
+        from attndsl import exporting
+
         spec = replace(self._specialisation(Target.TRITON, dtype, head_dim, v_head_dim), gradients=frozenset())
         return exporting.write(path, exporting.exported(self._compilation, self._with_values(), spec))
 

@@ -81,30 +81,57 @@ class Kernels:
 
     def sums(self, call: Call, rows: Mapping[str, Tensor], dout: Tensor) -> Mapping[str, Tensor]:
         """The further row sums of a backward."""
+        if call.v_head_dim == 0:
+            call, dout = _with_a_column(call, dout)
         return self._run(call, "backward_rows", self._spec(call), {"DOut": dout}, rows)
 
     def backward(self, call: Call, task: Task) -> Pieces:
         """The gradients a task wants, and the sums its captured elements are gathered from."""
+        if call.v_head_dim == 0:
+            call, dout = _with_a_column(call, task.dout)
+            pieces = self.backward(call, replace(task, dout=dout))
+            return replace(pieces, dv=None if pieces.dv is None else pieces.dv[..., :0])
         wanted, derivation = task.wanted, self._extended.derivation
         spec = replace(self._spec(call), gradients=frozenset(load.tensor for load in wanted.loads))
         loads = {which: derivation.captured(spec, which) for which in Structure}
-        given = {"DOut": task.dout}
-        dq = dk = dv = None
+        of_queries = wanted.q or bool(loads[Structure.ROW])
+        of_keys = wanted.k or wanted.v or bool(loads[Structure.COLUMN])
+        # Without a query there may be no kernel to write zeros.
+        make = torch.empty_like if call.q_len else torch.zeros_like
+        made = {"DQ": make(call.q, memory_format=torch.contiguous_format)} if of_queries else {}
+        if of_keys:
+            made |= {
+                name: make(of, memory_format=torch.contiguous_format) for name, of in (("DK", call.k), ("DV", call.v))
+            }
         sums: dict[str, Tensor] = {}
-        if wanted.q or loads[Structure.ROW]:
-            dq = torch.empty_like(call.q, memory_format=torch.contiguous_format)
-            sums |= self._run(call, "backward_dq", spec, given | {"DQ": dq}, task.rows)
-        if wanted.k or wanted.v or loads[Structure.COLUMN]:
-            dk, dv = (torch.empty_like(of, memory_format=torch.contiguous_format) for of in (call.k, call.v))
-            sums |= self._run(call, "backward_dkv", spec, given | {"DK": dk, "DV": dv}, task.rows)
-        if loads[Structure.DIAGONAL]:
-            sums |= self._run(call, "backward_diagonal", spec, given, task.rows)
+        for name in self._walks(of_queries, of_keys, bool(loads[Structure.DIAGONAL])):
+            sums |= self._run(call, name, spec, {"DOut": task.dout, **made}, task.rows)
         rows, columns, diagonals = (
             {load: sums[name] for name, load in loads[which].items()}
             for which in (Structure.ROW, Structure.COLUMN, Structure.DIAGONAL)
         )
-        diagonals = {load: by_distance(tiles, call.q_len, call.kv_len) for load, tiles in diagonals.items()}
-        return Pieces(dq, dk, dv, rows, columns, diagonals, self._chunks(call, spec, task, loads[Structure.PAIRS]))
+        return Pieces(
+            made.get("DQ"),
+            made.get("DK"),
+            made.get("DV"),
+            rows,
+            columns,
+            {load: self._by_distance(call, found) for load, found in diagonals.items()},
+            self._chunks(call, spec, task, loads[Structure.PAIRS]),
+        )
+
+    def _walks(self, of_queries: bool, of_keys: bool, by_distance: bool) -> Iterator[str]:
+        """The kernels that leave what belongs to queries, to keys, and to distances."""
+        if of_queries:
+            yield "backward_dq"
+        if of_keys:
+            yield "backward_dkv"
+        if by_distance:
+            yield "backward_diagonal"
+
+    def _by_distance(self, call: Call, found: Tensor) -> Tensor:
+        """What a kernel has summed along diagonals, by distance."""
+        return by_distance(found, call.q_len, call.kv_len)
 
     def _chunks(self, call: Call, spec: Specialisation, task: Task, loads: Mapping[str, Load]) -> Iterator[Chunk]:
         """Derivatives pair by pair, a stretch of keys at a time."""
@@ -190,6 +217,11 @@ class Kernels:
         return tile
 
 
+def _with_a_column(call: Call, dout: Tensor) -> tuple[Call, Tensor]:
+    """A call whose values have no columns, and the gradient of its output, with a column of zeros that stands in."""
+    return replace(call, v=call.v.new_zeros(*call.v.shape[:3], 1)), dout.new_zeros(*dout.shape[:3], 1)
+
+
 @dataclass(frozen=True)
 class NativeKernels(Kernels):
     """The same in C++: one kernel passes over the keys as often as the statistics ask for, and one walk leaves the
@@ -204,35 +236,13 @@ class NativeKernels(Kernels):
             else rows
         )
 
-    def backward(self, call: Call, task: Task) -> Pieces:
-        wanted, derivation = task.wanted, self._extended.derivation
-        call, dout = native.with_values(call, task.dout)
-        spec = replace(self._spec(call), gradients=frozenset(load.tensor for load in wanted.loads))
-        loads = {which: derivation.captured(spec, which) for which in Structure}
-        of_queries = wanted.q or bool(loads[Structure.ROW])
-        of_keys = wanted.k or wanted.v or bool(loads[Structure.COLUMN])
-        given, sums = {"DOut": dout}, dict[str, Tensor]()
-        made = {"DQ": torch.empty_like(call.q, memory_format=torch.contiguous_format)} if of_queries else {}
-        if of_keys:
-            made |= {
-                name: torch.zeros_like(of, memory_format=torch.contiguous_format)
-                for name, of in (("DK", call.k), ("DV", call.v))
-            }
-        which = {(True, True): "backward", (True, False): "backward_dq", (False, True): "backward_dkv"}
-        if made:
-            sums |= self._run(call, which[of_queries, of_keys], spec, given | made, task.rows)
-        if loads[Structure.DIAGONAL] and not (of_queries and of_keys):
-            sums |= self._run(call, "backward_diagonal", spec, given, task.rows)
-        found = {kind: {load: sums[name] for name, load in loads[kind].items() if name in sums} for kind in Structure}
-        return Pieces(
-            made.get("DQ"),
-            made.get("DK"),
-            made.get("DV"),
-            found[Structure.ROW],
-            found[Structure.COLUMN],
-            found[Structure.DIAGONAL],
-            self._chunks(call, spec, replace(task, dout=dout), loads[Structure.PAIRS]),
-        )
+    def _walks(self, of_queries: bool, of_keys: bool, by_distance: bool) -> Iterator[str]:
+        if of_queries and of_keys:
+            return iter(("backward",))
+        return super()._walks(of_queries, of_keys, by_distance)
+
+    def _by_distance(self, call: Call, found: Tensor) -> Tensor:
+        return found
 
     def _spec(self, call: Call) -> Specialisation:
         return replace(
@@ -254,7 +264,9 @@ class NativeKernels(Kernels):
                 return (call.q_len, len(stretch))
 
     def _launch(self, call: Call, task: Launch) -> None:
-        native.run(native.prepared(task.kernel.plan.variant, call), task)
+        # Of what is written, the memory stays the same.
+        tensors = {name: tensor.resolve_neg() for name, tensor in task.tensors.items()}
+        native.run(native.prepared(task.kernel.plan.variant, call), replace(task, tensors=tensors))
 
     def _tile(self, call: Call, kernel: Emitted) -> TileShape:
         return native.tile_for(call, kernel.plan)

@@ -106,7 +106,7 @@ class _Printer(CppPrinter):
         match node:
             case Apply(op=Op.EXP, args=(Apply(op=Op.SUB, args=(_, RowValue(name=row))) as below,)) if (
                 at_root or node not in names
-            ) and row.startswith((LSE.name, MAXIMUM)):
+            ) and (row == LSE.name or row.startswith(MAXIMUM)):
                 return Text(f"exp2_flushing({super()._printed(below, names, loads, at_root=True).inside('*')} * LOG2E)")
             case _:
                 return super()._printed(node, names, loads, at_root)
@@ -139,7 +139,7 @@ class _Gradients(CppLines):
         return GradientsText(
             name=plan.kernel,
             kept=tuple((name, row_pointer(name)) for name in plan.kept),
-            first=f"max(lo, integer({'chunk_lo / BLOCK_N * BLOCK_N'}))" if has_chunk else "lo",
+            first="max(lo, integer(chunk_lo / BLOCK_N * BLOCK_N))" if has_chunk else "lo",
             last="min(hi, chunk_hi)" if has_chunk else "hi",
             product="s" if self.is_plain else "qk",
             score_lines=tuple(self._score_lines()),

@@ -358,3 +358,27 @@ def test_captures_are_not_read_beyond_their_ends() -> None:
     """The page after each tensor may not be touched; the last key tile has room for more keys than there are."""
     done = subprocess.run([sys.executable, "-c", BEYOND], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "survived", done.stderr
+
+
+@pytest.mark.parametrize("normalizer", ["softmax()", "max(score, 0.0) / row_sum(max(score, 0.0))"])
+def test_gradients_of_values_without_columns(normalizer: str) -> None:
+    """Nothing flows but from `lse`, where there is one; one of these has a pass over the rows before its gradients."""
+    attention = text(f"attention a(t: tensor[H]) {{ score score * t[h] normalizer {normalizer} }}", t=torch.ones(2))
+    q, k, _ = (tensor.requires_grad_() for tensor in qkv())
+    v = torch.zeros(1, 2, 150, 0, requires_grad=True)
+    found = torch.autograd.grad(attention(q, k, v).sum(), (q, k, v))
+    assert [one.shape for one in found] == [q.shape, k.shape, v.shape]
+    assert not any(one.any() for one in found)
+
+
+def test_gradients_of_numbers_that_are_negated_on_the_fly() -> None:
+    attention, (q, k, v) = text(CAUSAL), qkv()
+    learnt = [tensor.requires_grad_() for tensor in (q, k, v)]
+    dout = torch.randn(q.shape)
+    lazily = [torch._neg_view(tensor) for tensor in learnt]
+    plainly = [-tensor for tensor in learnt]
+    found, expected = (
+        torch.autograd.grad(attention(*inputs), learnt, gradient)
+        for inputs, gradient in ((lazily, torch._neg_view(dout)), (plainly, -dout))
+    )
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -60,13 +60,6 @@ def prepared(variant: Variant, call: Call) -> Call:
     # Kernels have at least one column of values: a stand-in for it keeps them inside the memory of the tensors.
     v = call.v if call.v_head_dim else call.v.new_zeros(*call.v.shape[:3], 1)
     return Call(call.q.resolve_neg(), call.k.resolve_neg(), v.resolve_neg(), call.scale, offset, values)
-
-
-def with_values(call: Call, dout: Tensor) -> tuple[Call, Tensor]:
-    """A call and the gradient of its output over memory that holds their values, with a column of values at least."""
-    if call.v_head_dim:
-        return call, dout.resolve_neg()
-    return replace(call, v=call.v.new_zeros(*call.v.shape[:3], 1)), dout.new_zeros(*dout.shape[:3], 1)
 
 
 def tile_for(call: Call, plan: KernelPlan) -> TileShape:
