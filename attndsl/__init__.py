@@ -27,6 +27,7 @@ _HOME = {
     "attndsl.integrations.flex": ("AuxOutput", "AuxRequest", "KernelOptionsWarning", "flex_attention"),
     "attndsl.library.normalizers": ("softmax",),
     "attndsl.loading": ("load", "parse"),
+    "attndsl.merging": ("merge",),
     "attndsl.routing.router": ("router",),
     "attndsl.routing.table": ("BlockTable",),
     "attndsl.runtime.planner": ("BlockPlan",),

@@ -22,9 +22,8 @@ _KEYWORDS = """
     true try typedef typeid typename union unsigned using virtual void volatile wchar_t while xor xor_eq
 """
 _OTHERS = """
-    b h q_idx kv_idx s qk p ds dw q_offset q_len kv_len heads group sm_scale Q K V Out DOut DQ DK DV Lse Max lse
-    max_score Q_offset chunk_lo chunk_hi
-    Table Table_rows
+    b h q_idx kv_idx s qk p ds dw q_offset q_len kv_len heads group sm_scale Q K V Out DOut DQ DK DV Lse Max Max_score
+    lse max_score Q_offset chunk_lo chunk_hi Table Table_rows
 """
 
 

@@ -91,7 +91,8 @@ def stored_rows(plan: KernelPlan) -> tuple[str, ...]:
 
 def cpp_row_pointer(name: str) -> str:
     """The argument that points to the row values of that name."""
-    return "Max" if name == MAX_SCORE else row_pointer(name)
+    # Not `Max`, which is the running maximum of the normalizer: of abs(score), say.
+    return "Max_score" if name == MAX_SCORE else row_pointer(name)
 
 
 def symbols(plan: KernelPlan) -> dict[str, str]:

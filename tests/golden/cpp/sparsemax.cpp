@@ -3,7 +3,7 @@ struct Arguments {
     const float* K;
     const float* V;
     float* Out;
-    float* Max;
+    float* Max_score;
     float* Row_tau_i;
     int64_t stride_qb;
     int64_t stride_qh;
@@ -285,7 +285,7 @@ static void finish(const Arguments& args, int64_t b, int64_t h, integer tile, Wo
         const vreal factor = unless_infinite(vreal(1));
         for (int lane = 0; lane < lanes; lane++) {
             const int64_t row = first_row + i * LANES + lane;
-            args.Max[row] = max_score[lane];
+            args.Max_score[row] = max_score[lane];
             args.Row_tau_i[row] = tau_i[lane];
         }
         put_rows(Out + i * LANES * args.stride_om, args.stride_om, args.stride_od, lanes, V_HEAD_DIM,
