@@ -5,6 +5,7 @@ Then its extremes over a tile of queries are at the first and the last of them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from functools import lru_cache
 
@@ -34,13 +35,14 @@ def trend_in_query(root: Expr, steady: frozenset[Expr] = frozenset()) -> Trend:
     """The trend of an integer expression in `q_idx`, by its structure; what is `steady` does not move."""
     trends: dict[Expr, Trend] = {}
     for node in postorder(root):
-        trends[node] = Trend.FLAT if node in steady else _trend(node, [trends[child] for child in children(node)])
+        trends[node] = Trend.FLAT if node in steady else _trend(node, trends)
     return trends[root]
 
 
-def _trend(node: Expr, operands: list[Trend]) -> Trend:
+def _trend(node: Expr, trends: Mapping[Expr, Trend]) -> Trend:
     if node is build.Q:
         return Trend.RISING
+    operands = [trends[child] for child in children(node)]
     if Axis.Q not in axes_of(node) or (operands and all(trend is Trend.FLAT for trend in operands)):
         return Trend.FLAT
     if isinstance(node, Load) or not isinstance(node, Apply):
@@ -54,7 +56,7 @@ def _trend(node: Expr, operands: list[Trend]) -> Trend:
             return operands[0].reversed
         case Op.MUL:
             left, right = node.args
-            return _scaled(operands[1], left) if isinstance(left, Const) else _scaled(operands[0], right)
+            return _scaled(right, left, trends) if isinstance(left, Const) else _scaled(left, right, trends)
         case Op.FLOORDIV | Op.SHR if isinstance(node.args[1], Const):
             positive = node.op is Op.SHR or node.args[1].value > 0
             return operands[0] if positive else operands[0].reversed
@@ -70,7 +72,12 @@ def _join(left: Trend, right: Trend) -> Trend:
     return Trend.UNKNOWN
 
 
-def _scaled(trend: Trend, factor: Expr) -> Trend:
-    if not isinstance(factor, Const):
-        return Trend.UNKNOWN
-    return trend if factor.value > 0 else trend.reversed
+def _scaled(value: Expr, factor: Expr, trends: Mapping[Expr, Trend]) -> Trend:
+    match value, factor:
+        case _, Const():
+            return trends[value] if factor.value > 0 else trends[value].reversed
+        case Apply(op=Op.FLOORDIV, args=(whole, divisor)), _ if divisor is factor and trends[factor] is Trend.FLAT:
+            # The multiple of a number at or next to `whole`: it moves as that does, whatever the number's sign.
+            return trends[whole]
+        case _:
+            return Trend.UNKNOWN

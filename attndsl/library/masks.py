@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from attndsl.frontend.decorators import mask_mod
+from attndsl.frontend.grids import require
 from attndsl.frontend.symbols import Symbol
 from attndsl.library.grids import axial as axial
 from attndsl.library.grids import box_window as box_window
@@ -53,7 +54,8 @@ def sinks_and_window(q_idx: Symbol, kv_idx: Symbol, *, sink: int, window: int) -
 
 @mask_mod
 def chunked(q_idx: Symbol, kv_idx: Symbol, *, chunk: int) -> Symbol:
-    """Includes causality: a query sees the keys of its own chunk of `chunk` positions, up to itself."""
+    """Includes causality: a query sees the keys of its own chunk of `chunk` >= 1 positions, up to itself."""
+    require(chunk >= 1, "`chunk` counts positions, at least 1")
     return (kv_idx <= q_idx) & (kv_idx // chunk == q_idx // chunk)
 
 

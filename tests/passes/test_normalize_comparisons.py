@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import pytest
 from exact import value
@@ -10,14 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import check_mask, program
 
+from attndsl.frontend.parse import parse
 from attndsl.ir import build
 from attndsl.ir.nodes import Expr
 from attndsl.ir.ops import Op
 from attndsl.ir.rewrite import rewrite
 from attndsl.ir.types import DType
+from attndsl.ir.variant import Variant
 from attndsl.passes.normalize_comparisons import _normalize, normalize_comparisons
 
 WINDOW = build.scalar("window", DType.I64)
+CHUNK = build.scalar("chunk", DType.I64)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +92,37 @@ def test_leaves_what_it_cannot_solve(mask: str) -> None:
     assert normalize_comparisons(variant) is variant
 
 
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        ("kv_idx // n <= q_idx // n", "kv_idx <= q_idx // n * n + n - 1"),
+        ("kv_idx // n >= q_idx // n - window", "kv_idx >= q_idx // n * n - window * n"),
+        ("q_idx // n == kv_idx // n", "kv_idx >= q_idx // n * n and kv_idx <= q_idx // n * n + n - 1"),
+        ("2 * (kv_idx // n) <= q_idx", "kv_idx <= q_idx // 2 * n + n - 1"),
+        ("kv_idx // n < 3", "kv_idx <= n * 3 - 1"),
+        ("(kv_idx - window) // n <= q_idx", "kv_idx <= window + q_idx * n + n - 1"),
+        ("kv_idx // window <= q_idx // window", "kv_idx // window <= q_idx // window"),
+        ("kv_idx % n <= q_idx % n", "kv_idx % n <= q_idx % n"),
+    ],
+)
+@pytest.mark.parametrize("required", ["n >= 1", "n > 0", "0 < n", "2 <= n and window >= 0", "2 * n > n"])
+def test_solves_divisions_by_a_scalar_required_to_be_positive(before: str, after: str, required: str) -> None:
+    got, wanted = (required_program(mask, required) for mask in (before, after))
+    assert normalize_comparisons(got).mask is wanted.mask
+
+
+@pytest.mark.parametrize("required", ["n >= 0", "n != 0", "n >= 1 or window >= 1", "n >= window", "-n >= 1", "true"])
+def test_a_scalar_that_may_not_be_positive_is_no_divisor(required: str) -> None:
+    variant = required_program("kv_idx // n <= q_idx // n", required)
+    assert normalize_comparisons(variant) is variant
+
+
+def required_program(mask: str, required: str) -> Variant:
+    text = f'attention t(n: int, window: int) {{ require {required}, "it is not"\n mask {mask} }}'
+    (variant,) = parse(text)
+    return variant
+
+
 def test_wide_choices_are_not_taken_apart() -> None:
     """Each `abs` doubles the number of comparisons: five of them would make 32."""
     total = " + ".join(f"abs(kv_idx - {index} * q_idx)" for index in range(5))
@@ -115,6 +150,26 @@ comparisons = st.builds(build.apply, binary(Op.LT, Op.LE, Op.GT, Op.GE, Op.EQ, O
 GRID = [
     {build.Q: q, build.K: k, WINDOW: window} for q, k, window in itertools.product(range(7), range(7), (-3, 0, 1, 4))
 ]
+
+
+divided = st.builds(
+    build.apply,
+    binary(Op.LT, Op.LE, Op.GT, Op.GE, Op.EQ),
+    st.builds(
+        lambda inner, rest: build.apply(Op.ADD, build.apply(Op.FLOORDIV, inner, CHUNK), rest), integers, integers
+    ),
+    integers,
+)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(comparison=divided)
+def test_divided_by_a_positive_scalar_means_what_was_written(comparison: Expr) -> None:
+    solved = rewrite(comparison, partial(_normalize, positive=frozenset({CHUNK})))
+    for leaves in GRID:
+        for chunk in (1, 2, 5):
+            at = {**leaves, CHUNK: chunk}
+            assert bool(value(solved, at)) == bool(value(comparison, at)), at
 
 
 @settings(max_examples=500, deadline=None, derandomize=True)

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, create_mask
 
 import attndsl as ad
+from attndsl.analysis.bounds import key_ranges
+from attndsl.analysis.monotone import Trend, trend_in_query
 from attndsl.frontend import normalizers
 from attndsl.frontend.builder import Builder
 from attndsl.frontend.parse import parse
@@ -31,6 +33,11 @@ op = build.apply
 number = build.integer
 distance = op(Op.SUB, build.Q, build.K)
 causal = op(Op.LE, build.K, build.Q)
+CHUNKS = """
+attention chunks(chunk: int, left: int, right: int) {
+    require chunk >= 1, "`chunk` is at least 1"
+    mask    q_idx // chunk - left <= kv_idx // chunk <= q_idx // chunk + right
+}"""
 TILES = st.sampled_from((*BLOCKS, (16, 16), (16, 16), (16, 16)))
 """Small tiles more often: most tiles that large ones leave are partial."""
 
@@ -55,6 +62,30 @@ def test_no_tile_is_skipped_or_unmasked_wrongly(findings: Findings, case: Case, 
 @settings(max_examples=100, deadline=None)
 def test_exact_plans_are_exact(case: Case, block: tuple[int, int]) -> None:
     check_exact(case, block)
+
+
+@given(
+    chunk=st.integers(1, 70),
+    left=st.integers(0, 3),
+    right=st.integers(0, 2),
+    lengths=st.tuples(st.integers(1, 400), st.integers(1, 400)),
+    offset=st.integers(-50, 300),
+    block=TILES,
+)
+@settings(max_examples=100, deadline=None)
+def test_chunks_of_a_run_time_size_are_closed_forms(
+    chunk: int, left: int, right: int, lengths: tuple[int, int], offset: int, block: tuple[int, int]
+) -> None:
+    """Whose ends move with the query, so that a plan looks at the first and the last query of tiles alone."""
+    (variant,) = parse(CHUNKS)
+    values = {"chunk": chunk, "left": left, "right": right}
+    plan = plan_blocks(run_passes(variant), values, *lengths, block=block, q_offset=offset)
+    truth = counted(
+        live_pairs(variant, values, batch=1, heads=1, q_len=lengths[0], kv_len=lengths[1], q_offset=offset), block
+    )
+    assert plan.strategy == "closed_form"
+    assert (plan.classes() == truth).all()
+    assert all(trend_in_query(end) is Trend.RISING for keys in key_ranges(plan.variant.mask) for end in keys.lower)
 
 
 @given(case=affine_masks(tensor_offsets=True, max_length=400), block=TILES)
