@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from test_readme import FENCE, paragraph
 
+from attndsl.compiler import emit_source
+from attndsl.frontend.parse import parse
+
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(page for page in DOCS.glob("*.md") if page.stem != "gallery")
 """The gallery is generated, and has a test of its own."""
@@ -32,7 +35,8 @@ def test_a_page_runs_and_prints_what_it_shows(page: Path, tmp_path: Path, reques
     script.write_text(program, encoding="utf-8")
     run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env={**os.environ})
     assert run.returncode == 0, run.stderr
-    shown = {block: paragraph(run.stdout, block.splitlines()[0]) for _, block in blocks(page, "text")}
+    excerpts = [*blocks(page, "text"), *blocks(page, "py")]
+    shown = {block: paragraph(run.stdout, block.splitlines()[0]) for _, block in excerpts}
     if request.config.getoption("--update-goldens"):
         text = page.read_text(encoding="utf-8")
         for old, new in shown.items():
@@ -41,6 +45,13 @@ def test_a_page_runs_and_prints_what_it_shows(page: Path, tmp_path: Path, reques
         return
     for block, present in shown.items():
         assert block == present
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+def test_texts_of_a_page_compile(page: Path) -> None:
+    for _, block in blocks(page, "attn"):
+        for variant in parse(block):
+            assert emit_source(variant)
 
 
 def test_every_page_has_programs() -> None:
