@@ -19,6 +19,12 @@ from attndsl.library.grids import neighborhood as neighborhood
 from attndsl.library.grids import radial as radial
 from attndsl.library.grids import shifted_windows as shifted_windows
 from attndsl.library.grids import sliding_tiles as sliding_tiles
+from attndsl.library.stretches import chunks_of as chunks_of
+from attndsl.library.stretches import documents_of as documents_of
+from attndsl.library.stretches import spatial_head as spatial_head
+from attndsl.library.stretches import temporal_head as temporal_head
+from attndsl.library.stretches import vision_cross_attention as vision_cross_attention
+from attndsl.library.z_order import morton_neighborhood as morton_neighborhood
 
 
 @mask_mod
@@ -44,6 +50,14 @@ def dilated_window(q_idx: Symbol, kv_idx: Symbol, *, window: int, dilation: int)
     """Includes causality: a query sees `window` keys, itself and every `dilation`-th before it."""
     distance = q_idx - kv_idx
     return (distance >= 0) & (distance < window * dilation) & (distance % dilation == 0)
+
+
+@mask_mod
+def dilated_sliding_window(q_idx: Symbol, kv_idx: Symbol, *, window: int, dilation: int) -> Symbol:
+    """To both sides: keys at most `window` positions away, every `dilation`-th of them, the query's own included."""
+    require(dilation >= 1, "`dilation` counts positions from one key to the next, at least 1")
+    distance = q_idx - kv_idx
+    return (distance <= window) & (distance >= -window) & (distance % dilation == 0)
 
 
 @mask_mod

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from attndsl.diagnostics import ProgramError, fail
 from attndsl.frontend import math
 from attndsl.frontend.decorators import score_mod
 from attndsl.frontend.symbols import Symbol
@@ -15,6 +16,20 @@ from attndsl.frontend.symbols import Symbol
 def alibi(score: Symbol, h: Symbol, q_idx: Symbol, kv_idx: Symbol, *, slopes: Any) -> Any:
     """A penalty that grows with the distance to earlier keys, `slopes[h]` for each position; no mask."""
     return score - slopes[h] * (q_idx - kv_idx)
+
+
+def alibi_slopes(heads: int) -> torch.Tensor:
+    """The slopes ALiBi gives `heads` query heads, float32 `(heads,)`, for `alibi(slopes=...)`.
+
+    For a power of two, head h of 1 to `heads` has 2^(-8 h / heads); for other numbers those of the next lower power of
+    two, then every other one of twice as many. Press, Smith and Lewis, "Train short, test long", 2021.
+    """
+    if heads < 1:
+        raise fail(ProgramError, "heads", f"`heads` is {heads}, expected at least 1")
+    whole = 1 << (heads.bit_length() - 1)
+    slopes = [2.0 ** (-8 * head / whole) for head in range(1, whole + 1)]
+    between = [2.0 ** (-4 * head / whole) for head in range(1, 2 * whole + 1, 2)]
+    return torch.tensor([*slopes, *between[: heads - whole]])
 
 
 @score_mod
