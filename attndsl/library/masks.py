@@ -74,6 +74,30 @@ def chunked(q_idx: Symbol, kv_idx: Symbol, *, chunk: int) -> Symbol:
 
 
 @mask_mod
+def block_causal(q_idx: Symbol, kv_idx: Symbol, *, block: int, window: int, sink: int = 0) -> Symbol:
+    """Causal among blocks of `block` positions (frames, chunks): a query sees all of its own block, later keys included.
+
+    Of the blocks up to its own it sees the last `window`, its own being one of them, and always the first `sink`. A
+    `window` of 1 is attention within blocks; of at least the number of blocks, all that came before.
+    """
+    require(block >= 1, "`block` counts positions, at least 1")
+    require(window >= 1, "`window` counts blocks, the query's own among them, at least 1")
+    require(sink >= 0, "`sink` counts blocks, 0 for none")
+    here, there = q_idx // block, kv_idx // block
+    return (there <= here) & ((there < sink) | (here - there < window))
+
+
+@mask_mod
+def between(b: Symbol, q_idx: Symbol, kv_idx: Symbol, *, first: Any, end: Any) -> Any:
+    """Not causal by itself: a query sees the keys from `first` up to, but not including, `end`.
+
+    Both are int tensors of one number per query, shape (Nq,) or (B, Nq); they may lie outside the keys. A query whose
+    `end` is not above its `first` sees nothing.
+    """
+    return (kv_idx >= _of_query(first, b, q_idx)) & (kv_idx < _of_query(end, b, q_idx))
+
+
+@mask_mod
 def prefix_lm(b: Symbol, q_idx: Symbol, kv_idx: Symbol, *, prefix: Any) -> Any:
     """Causal, and the first `prefix` keys (an int, or an int tensor of one per batch) are seen by every query."""
     return (kv_idx <= q_idx) | (kv_idx < _of_batch(prefix, b))
@@ -95,3 +119,8 @@ def padding(b: Symbol, kv_idx: Symbol, *, lengths: Any) -> Any:
 def _of_batch(value: Any, b: Symbol) -> Any:
     """The batch's own value, where there is one for each."""
     return value[b] if isinstance(value, torch.Tensor) and value.ndim > 0 else value
+
+
+def _of_query(value: torch.Tensor, b: Symbol, q_idx: Symbol) -> Any:
+    """The query's own value."""
+    return value[q_idx] if value.ndim == 1 else value[b, q_idx]

@@ -20,6 +20,16 @@ MASKS = {
     "dilated_window": (ad.masks.dilated_window(window=3, dilation=2), (K == Q) | (K == Q - 2) | (K == Q - 4)),
     "sinks_and_window": (ad.masks.sinks_and_window(sink=2, window=3), (K <= Q) & ((K < 2) | (K > Q - 3))),
     "chunked": (ad.masks.chunked(chunk=5), (K <= Q) & (torch.div(K, 5).floor() == torch.div(Q, 5).floor())),
+    "block_causal": (ad.masks.block_causal(block=3, window=2), (K // 3 <= Q // 3) & (K // 3 > Q // 3 - 2)),
+    "block_causal_sink": (
+        ad.masks.block_causal(block=3, window=2, sink=1),
+        (K // 3 <= Q // 3) & ((K // 3 > Q // 3 - 2) | (K < 3)),
+    ),
+    "block_causal_own": (ad.masks.block_causal(block=4, window=1), K // 4 == Q // 4),
+    "between": (
+        ad.masks.between(first=torch.arange(N) - 2, end=torch.arange(N) % 5),
+        (K >= Q - 2) & (K < Q % 5),
+    ),
     "prefix_lm": (ad.masks.prefix_lm(prefix=6), (K <= Q) | (K < 6)),
     "document": (ad.masks.document(doc=DOC), DOC[:, None] == DOC[None, :]),
     "padding": (ad.masks.padding(lengths=9), (K < 9) & (Q >= 0)),
@@ -49,6 +59,16 @@ def test_values_by_batch() -> None:
     batched = DOC.expand(2, N)
     (param,) = trace(mask_mod=ad.masks.document(doc=batched)).variant.tensors
     assert param.dims == ("B", "N")
+    bounds = torch.zeros(2, N, dtype=torch.int64)
+    first, end = trace(mask_mod=ad.masks.between(first=bounds, end=bounds.clone())).variant.tensors
+    assert first.dims == end.dims == ("B", "Q")
+
+
+@pytest.mark.parametrize("wrong", [{"block": 0}, {"window": 0}, {"sink": -1}])
+def test_block_causal_refuses(wrong: dict[str, int]) -> None:
+    (name,) = wrong
+    with pytest.raises(ad.DiagnosticError, match=f"`{name}` counts"):
+        ad.masks.block_causal(**{"block": 3, "window": 2, **wrong})(Q, K)
 
 
 SCORES = {
