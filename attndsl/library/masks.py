@@ -46,6 +46,14 @@ def sliding_window(q_idx: Symbol, kv_idx: Symbol, *, window: int) -> Symbol:
 
 
 @mask_mod
+def band(q_idx: Symbol, kv_idx: Symbol, *, left: int, right: int) -> Symbol:
+    """A query sees itself, the `left` keys before it and the `right` keys after it; causal where `right` is 0."""
+    require(left >= 0, "`left` counts keys before the query's own, at least 0")
+    require(right >= 0, "`right` counts keys after the query's own, at least 0")
+    return (q_idx - kv_idx <= left) & (kv_idx - q_idx <= right)
+
+
+@mask_mod
 def dilated_window(q_idx: Symbol, kv_idx: Symbol, *, window: int, dilation: int) -> Symbol:
     """Includes causality: a query sees `window` keys, itself and every `dilation`-th before it."""
     distance = q_idx - kv_idx

@@ -17,6 +17,7 @@ MASKS = {
     "full": (ad.masks.full, torch.ones(N, N, dtype=torch.bool)),
     "causal": (ad.masks.causal, K <= Q),
     "sliding_window": (ad.masks.sliding_window(window=4), (K <= Q) & (K > Q - 4)),
+    "band": (ad.masks.band(left=3, right=1), (K >= Q - 3) & (K <= Q + 1)),
     "dilated_window": (ad.masks.dilated_window(window=3, dilation=2), (K == Q) | (K == Q - 2) | (K == Q - 4)),
     "sinks_and_window": (ad.masks.sinks_and_window(sink=2, window=3), (K <= Q) & ((K < 2) | (K > Q - 3))),
     "chunked": (ad.masks.chunked(chunk=5), (K <= Q) & (torch.div(K, 5).floor() == torch.div(Q, 5).floor())),
