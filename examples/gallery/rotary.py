@@ -15,12 +15,12 @@ from torch import Tensor
 def rotate(x: Tensor, positions: Tensor, base: float = 10000.0) -> Tensor:
     """Turned by one position to a token."""
     half = x.shape[-1] // 2
-    rates = base ** (-torch.arange(half, dtype=x.dtype, device=x.device) / half)
-    angles = positions.to(x.dtype)[..., None] * rates
+    rates = base ** (-torch.arange(half, dtype=torch.float64, device=x.device) / half)
+    angles = positions.to(x.device, torch.float64)[..., None] * rates
     if angles.dim() == 3:
         angles = angles[:, None]
     first, second = x[..., :half], x[..., half:]
-    cos, sin = angles.cos(), angles.sin()
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
 
 

@@ -1,0 +1,69 @@
+"""Streaming video generation: chunks of frames see the first chunks and the last few, at positions of cache slots."""
+
+import torch
+from torch import Tensor
+
+import attndsl as ad
+from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.rotary import rotate
+
+
+@ad.mask_mod
+def sinks(q_idx, kv_idx, *, chunk, sink):
+    return (kv_idx // chunk <= q_idx // chunk) & (kv_idx // chunk < sink)
+
+
+first = ad.attention(mask_mod=sinks(chunk=15, sink=1), name="sinks")
+rolling = ad.attention(
+    mask_mod=ad.masks.block_causal(block=15, window=2) & ~sinks(chunk=15, sink=1), name="rolling_window"
+)
+
+
+def inputs(size: Size, draw: Draw) -> Inputs:
+    return {**draw.qkv(size), "tokens": max(5, size.length // 24), "frames": 3, "sink": 1, "window": 2}
+
+
+def run(q: Tensor, k: Tensor, v: Tensor, tokens: int, frames: int, sink: int, window: int) -> Tensor:
+    ad.require(tokens >= 1, "`tokens` counts those of a frame, at least 1")
+    ad.require(frames >= 1, "`frames` counts those of a chunk, at least 1")
+    ad.require(sink >= 0, "`sink` counts chunks, 0 for none")
+    frame, chunk = torch.arange(q.shape[2]) // tokens, tokens * frames
+    # Once the cache rolls, the window's chunks move to the slots behind the sinks, and the query with them.
+    rolled = (frame // frames - (sink + window - 1)).clamp(min=0) * frames
+    seen = rotate(k, frame)
+    near = rolling.bind(block=chunk, chunk=chunk, window=window, **{"sinks.sink": sink})
+    far = first.bind(chunk=chunk, sink=sink)
+    parts = (
+        near(rotate(q, frame), seen, v, return_aux=["lse"]),
+        far(rotate(q, frame - rolled), seen, v, return_aux=["lse"]),
+    )
+    return ad.merge(*parts)[0]
+
+
+def formula(q: Tensor, k: Tensor, v: Tensor, tokens: int, frames: int, sink: int, window: int) -> Tensor:
+    """Chunk by chunk as it is generated: the cache is the sinks and the window, rotated by the slots they lie in."""
+    length, size, outputs = q.shape[2], tokens * frames, []
+    for start in range(0, length, size):
+        now = start // size
+        kept = [chunk for chunk in range(now + 1) if chunk < sink or now - chunk < window]
+        places = torch.cat([torch.arange(chunk * size, min((chunk + 1) * size, length)) for chunk in kept])
+        slots = torch.cat([slot * frames + torch.arange(size) // tokens for slot in range(len(kept))])[: len(places)]
+        keys, own = rotate(k[:, :, places], slots), torch.arange(start, min(start + size, length))
+        queries = rotate(q[:, :, own], slots[len(places) - len(own) :])
+        outputs.append((queries @ keys.mT / q.shape[-1] ** 0.5).softmax(-1) @ v[:, :, places])
+    return torch.cat(outputs, 2)
+
+
+ENTRY = Entry(
+    systems=("MotionStream",),
+    paper="MotionStream: Real-Time Video Generation with Interactive Motion Controls",
+    year=2025,
+    conventions="A chunk sees itself whole; `window` counts it, `sink` chunks come on top. Temporal rotary axis only.",
+    pitfall="A query's slot stops growing once the cache rolls, so its distance to a sink does: in training as later.",
+    inputs=inputs,
+    run=run,
+    formula=formula,
+    source="The paper's abstract: windows of chunks, sinks, and a cache that rolls in training as at inference",
+    refuses={"tokens": 0, "frames": 0, "sink": -1, "window": 0},
+    usual=Size(1, 12, 4096, 128),
+)
