@@ -83,7 +83,7 @@ def chunked(q_idx: Symbol, kv_idx: Symbol, *, chunk: int) -> Symbol:
 
 @mask_mod
 def block_causal(q_idx: Symbol, kv_idx: Symbol, *, block: int, window: int, sink: int = 0) -> Symbol:
-    """Causal among blocks of `block` positions (frames, chunks): a query sees all of its own block, later keys included.
+    """Causal among blocks of `block` positions (frames, chunks): a query sees its own block, later keys of it included.
 
     Of the blocks up to its own it sees the last `window`, its own being one of them, and always the first `sink`. A
     `window` of 1 is attention within blocks; of at least the number of blocks, all that came before.

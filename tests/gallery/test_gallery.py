@@ -81,8 +81,9 @@ def test_entries_are_short() -> None:
 
 
 def written(entry: Entry) -> list[str]:
-    """The lines of the printed programs."""
-    return [line for text in spent(entry) for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    """The lines of the printed programs, but for comments and for what they refuse."""
+    lines = [line.strip() for text in spent(entry) for line in text.splitlines()]
+    return [line for line in lines if line and not line.startswith(("#", "require "))]
 
 
 def spent(entry: Entry) -> list[str]:

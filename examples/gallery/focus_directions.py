@@ -1,0 +1,54 @@
+"""Steers chosen heads of a language model towards what is relevant: a learned direction is added to their queries and
+keys before these are rotated."""
+
+import torch
+from torch import Tensor
+
+import attndsl as ad
+from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.rotary import angles, turned
+
+attention = ad.attention(mask_mod=ad.masks.causal, name="focus_directions")
+
+
+def inputs(size: Size, draw: Draw) -> Inputs:
+    kv_heads = size.heads // 2
+    heads = {"q_direction": size.heads, "k_direction": kv_heads}
+    directions = {name: draw.normal(count, size.head_dim) for name, count in heads.items()}
+    return {**draw.qkv(size, kv_heads=kv_heads), **directions, "strength": 0.3}
+
+
+def run(q: Tensor, k: Tensor, v: Tensor, q_direction: Tensor, k_direction: Tensor, strength: float) -> Tensor:
+    ad.require(strength >= 0, "`strength` scales the directions, at least 0")
+    turn = angles(torch.arange(q.shape[2], device=q.device), q.shape[-1])
+    q, k = q + strength * q_direction[:, None], k + strength * k_direction[:, None]
+    return attention(turned(q, turn), turned(k, turn), v, enable_gqa=True)
+
+
+def formula(q: Tensor, k: Tensor, v: Tensor, q_direction: Tensor, k_direction: Tensor, strength: float) -> Tensor:
+    """The causal softmax of Re <q_i + a d_q, (k_j + a d_k) exp(i (j - i) theta)> / sqrt(d)."""
+    length, dim = q.shape[2:]
+    group = q.shape[1] // k.shape[1]
+    q = q + strength * q_direction[None, :, None, :]
+    k = (k + strength * k_direction[None, :, None, :]).repeat_interleave(group, 1)
+    turn = torch.exp(1j * angles(torch.arange(length, device=q.device), dim))
+    q, k = (torch.complex(*each.chunk(2, -1)) * turn for each in (q, k))
+    live = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
+    weights = ((q @ k.mH).real / dim**0.5).masked_fill(~live, -torch.inf).softmax(-1)
+    return weights @ v.repeat_interleave(group, 1)
+
+
+ENTRY = Entry(
+    systems=("Focus Directions",),
+    paper="Focus Directions Make Your Language Models Pay More Attention to Relevant Contexts",
+    year=2025,
+    conventions="Causal, grouped heads. The directions are of unit strength; a head that is not steered has direction "
+    "0.",
+    pitfall="After the rotation a vector added to all keys of a head adds the same to all scores of a row, which "
+    "softmax does not see: it belongs before.",
+    inputs=inputs,
+    run=run,
+    formula=formula,
+    refuses={"strength": -1.0},
+    usual=Size(1, 8, 4096, 128),
+)
