@@ -1,0 +1,125 @@
+"""Shifted windows attended along one axis and then the other, nearer places weighing more, outputs gated."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import attndsl as ad
+from examples.gallery.entry import Draw, Entry, Inputs, Size
+
+
+@ad.mask_mod
+def line(q_idx, kv_idx, *, width, window, shift):
+    ad.require((window >= 1) & (window <= width), "`window` counts places along an axis, at most all of them")
+    ad.require((shift >= 0) & (shift < window), "`shift` is less than the window")
+    moved_q, moved_k = q_idx % width + (window - shift), kv_idx % width + (window - shift)
+    return (q_idx // width == kv_idx // width) & (moved_q // window == moved_k // window)
+
+
+@ad.score_mod
+def manhattan(score, h, q_idx, kv_idx, *, log_decay):
+    return score + log_decay[h] * ad.abs(q_idx - kv_idx)
+
+
+@ad.score_mod
+def slanted(score, h, q_idx, kv_idx, *, slopes):
+    return score + slopes[h] * (q_idx - kv_idx)
+
+
+@ad.weight_mod
+def nearer(weight, h, q_idx, kv_idx, *, log_decay):
+    return weight * ad.exp(log_decay[h] * ad.abs(q_idx - kv_idx))
+
+
+places = line(width=16, window=8, shift=4)
+unset = torch.zeros(1)
+retention = ad.attention(mask_mod=places, score_mod=manhattan(log_decay=unset), name="swin_rmt_retention")
+swat = ad.attention(
+    mask_mod=places,
+    score_mod=slanted(slopes=unset),
+    normalizer=ad.normalizers.sigmoid(),
+    weight_mod=nearer(log_decay=unset),
+    name="swin_rmt_swat",
+)
+
+
+def inputs(size: Size, draw: Draw) -> Inputs:
+    height = int(size.length**0.5)
+    width = size.length // height
+    given = draw.qkv(Size(size.batch, size.heads, height * width, size.head_dim))
+    gate = draw.normal(*given["v"].shape)
+    tables = {"log_decay": draw.uniform(-1.0, -0.1, size.heads), "slopes": draw.normal(size.heads) / 4}
+    return {**given, "gate": gate, **tables, "width": width, "window": 7, "shift": 3}
+
+
+def run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gate: Tensor,
+    log_decay: Tensor,
+    slopes: Tensor,
+    width: int,
+    window: int,
+    shift: int,
+) -> tuple[Tensor, Tensor]:
+    """Along the columns it is the same attention of transposed tokens."""
+    height = q.shape[2] // max(width, 1)
+    ad.require(width >= 1 and height * width == q.shape[2], "`width` places to a row do not make up the tokens")
+    how = {"log_decay": log_decay, "window": window, "shift": shift}
+    q_turned, k_turned = _turned(q, width), _turned(k, width)
+
+    def passes(attention: ad.Attention, values: Tensor, **more: Tensor) -> Tensor:
+        rows = attention.bind(**how, **more, width=width)(q, k, values)
+        columns = attention.bind(**how, **more, width=height)(q_turned, k_turned, _turned(rows, width))
+        return _turned(columns, height)
+
+    plain = passes(retention, v) * torch.sigmoid(gate)
+    gated = passes(swat, functional.silu(gate) * v, slopes=slopes)
+    return plain, functional.rms_norm(gated, gated.shape[-1:], eps=1e-6)
+
+
+def _turned(tokens: Tensor, width: int) -> Tensor:
+    return tokens.unflatten(2, (-1, width)).transpose(2, 3).flatten(2, 3)
+
+
+def formula(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gate: Tensor,
+    log_decay: Tensor,
+    slopes: Tensor,
+    width: int,
+    window: int,
+    shift: int,
+) -> tuple[Tensor, Tensor]:
+    """A_y (A_x V): A = softmax(S + |d| log g), then sigmoid(gate) O; A = sigmoid(S + slope d) g^|d|, then RMS norm."""
+    token = torch.arange(q.shape[2], device=q.device)
+    axes = (token // width, token % width)
+    logs, slants = log_decay[:, None, None], slopes[:, None, None]
+    scores, values, switched = q @ k.mT / q.shape[-1] ** 0.5, v, v * gate * torch.sigmoid(gate)
+    for along, across in ((axes[1], axes[0]), (axes[0], axes[1])):
+        cut = torch.where(along < shift, -1, (along - shift) // window)
+        live = (across[:, None] == across) & (cut[:, None] == cut)
+        d = (along[:, None] - along).to(q.dtype)
+        values = (scores + d.abs() * logs).masked_fill(~live, -torch.inf).softmax(-1) @ values
+        weights = torch.where(live, torch.sigmoid(scores + d * slants) * torch.exp(logs * d.abs()), 0.0)
+        switched = weights @ switched
+    size = (switched.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    return values * torch.sigmoid(gate), switched / size
+
+
+ENTRY = Entry(
+    systems=("Gated-SwinRMT (SWAT / Retention)",),
+    paper="Gated-SwinRMT: Unifying Swin Windowed Attention with Retentive Manhattan Decay via Input-Dependent Gating",
+    year=2026,
+    conventions="Results: Retention, then SWAT. Places row by row; windows at the borders are what the cuts leave. The "
+    "pass along the rows first, with the same queries and keys in both. Slopes have either sign.",
+    pitfall="SWAT's decay multiplies after the sigmoid: as a bias in the score it would mean another thing.",
+    inputs=inputs,
+    run=run,
+    formula=formula,
+    refuses={"width": 7, "window": 0, "shift": 7},
+    usual=Size(1, 4, 4096, 32),
+)
