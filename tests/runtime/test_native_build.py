@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from attndsl.diagnostics import UnsupportedError
 from attndsl.runtime.native import compiler as compilers
 from attndsl.runtime.native import load
 from attndsl.runtime.native.build import key_of, library, library_path, record_path
-from attndsl.runtime.native.compiler import Compiler, compiler
+from attndsl.runtime.native.compiler import compiler
 from attndsl.runtime.native.load import load_function, parallel_address
 from attndsl.runtime.store import CacheWarning
 
@@ -97,17 +98,21 @@ def test_a_text_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert log.read_text().count("built") == 2
 
 
-def test_another_compiler_or_another_cpu_makes_another_entry() -> None:
+def test_another_compiler_another_cpu_and_other_flags_make_another_entry() -> None:
     here = compiler()
-    others = (Compiler(here.command, "the macros of another CPU"), Compiler(("other",), here.identity))
-    assert len({key_of(TEXT, made_by) for made_by in (here, *others)}) == 3
+    others = (
+        replace(here, identity="the macros of another CPU"),
+        replace(here, command=("other",)),
+        replace(here, flags=(*here.flags, "-O0")),
+    )
+    assert len({key_of(TEXT, made_by) for made_by in (here, *others)}) == 4
 
 
 def test_a_cache_folder_of_another_cpu_is_built_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder of a machine with other features: its library is there and is not looked at."""
     log = counting(tmp_path, monkeypatch)
     with monkeypatch.context() as elsewhere:
-        foreign = Compiler(compiler().command, "the macros of another CPU")
+        foreign = replace(compiler(), identity="the macros of another CPU")
         elsewhere.setattr("attndsl.runtime.native.build.compiler", lambda: foreign)
         library(TEXT, "answer")
     library(TEXT, "answer")
@@ -274,13 +279,23 @@ def test_a_library_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_matrix_registers_that_are_not_granted_are_not_compiled_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilers, "_grants_matrix_registers", lambda: False)
-    monkeypatch.setattr(compilers, "_macros", lambda command: b"#define __AMX_TILE__ 1" + " ".join(command).encode())
+    monkeypatch.setattr(
+        compilers, "_macros", lambda command, flags: b"#define __AMX_TILE__ 1" + " ".join(flags).encode()
+    )
     refused = compiler()
     compilers._compiler.cache_clear()
     monkeypatch.setattr(compilers, "_grants_matrix_registers", lambda: True)
     granted = compiler()
-    assert refused.command == (*granted.command, "-mno-amx-tile", "-mno-amx-bf16", "-mno-amx-int8")
+    assert refused.flags == (*granted.flags, "-mno-amx-tile", "-mno-amx-bf16", "-mno-amx-int8")
     assert refused.identity != granted.identity
+
+
+@pytest.mark.parametrize("macros, more", [(b"", ("-fvect-cost-model=dynamic",)), (b"#define __clang__ 1\n", ())])
+def test_only_gcc_is_given_flags_that_only_gcc_knows(
+    macros: bytes, more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compilers, "_macros", lambda command, flags: macros)
+    assert compiler().flags == (*compilers.FLAGS, *more)
 
 
 def test_a_process_loads_a_function_once(folder: Path) -> None:

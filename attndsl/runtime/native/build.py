@@ -18,7 +18,7 @@ from pathlib import Path
 
 from attndsl.runtime.cache import DIGITS, cache_dir, is_private, mark_used, read_entry
 from attndsl.runtime.inventory import title
-from attndsl.runtime.native.compiler import FLAGS, Compiler, compiler
+from attndsl.runtime.native.compiler import Compiler, compiler
 from attndsl.runtime.store import stored, stored_aside
 from attndsl.version import __version__
 
@@ -52,7 +52,7 @@ def pool_text() -> str:
 
 def key_of(text: str, made_by: Compiler) -> str:
     """The hash of all that a library is made from."""
-    origin = "\n".join((f"attndsl {__version__}", *made_by.command, made_by.identity, *FLAGS, text))
+    origin = "\n".join((f"attndsl {__version__}", *made_by.command, made_by.identity, *made_by.flags, text))
     return hashlib.sha256(origin.encode()).hexdigest()
 
 
