@@ -237,7 +237,8 @@ def _window_demands(axis: Axis, window: Any) -> Iterator[Demand]:
     yield window >= 1, f"{name} counts keys, at least 1"
     spread = f" at dilation {axis.dilation}" if axis.dilation > 1 else ""
     message = f"{name}{spread} is wider than the {axis.size} places of `{axis.name}`"
-    yield window * axis.dilation <= axis.size, message
+    reach = window * axis.dilation if axis.dilation > 1 else window
+    yield reach <= axis.size, message
     if axis.stride > 1:
         yield (
             window >= axis.stride,

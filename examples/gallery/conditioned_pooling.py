@@ -7,9 +7,8 @@ from torch import Tensor
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
 
-attention = ad.attention(
-    mask_mod=ad.masks.padding(lengths=torch.ones(1, dtype=torch.int64)), name="conditioned_pooling"
-)
+ONE = torch.ones(1, dtype=torch.int64)
+attention = ad.attention(mask_mod=ad.masks.padding(lengths=ONE), name="conditioned_pooling")
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:
