@@ -18,7 +18,8 @@ def inputs(size: Size, draw: Draw) -> Inputs:
         "lexicon": draw.normal(batch, length, features),
         "target": draw.normal(batch, features),
         "lengths": draw.integers(1, length + 1, batch),
-        "queries": draw.normal(size.heads, dim) / dim**0.5,
+        "asked": draw.normal(size.heads, dim) / dim**0.5,
+        "condition": draw.normal(features, size.heads),
         "mix": draw.normal(dim + features, dim) / dim**0.5,
         "gate": draw.normal(features, dim),
         "scale": draw.normal(features, dim),
@@ -27,51 +28,53 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 
 
 def run(
-    words: Tensor, lexicon: Tensor, target: Tensor, lengths: Tensor, queries: Tensor, mix: Tensor, gate: Tensor,
-    scale: Tensor, shift: Tensor,
+    words: Tensor, lexicon: Tensor, target: Tensor, lengths: Tensor, asked: Tensor, condition: Tensor, mix: Tensor,
+    gate: Tensor, scale: Tensor, shift: Tensor,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     ad.require(((lengths >= 1) & (lengths <= words.shape[1])).all(), "`lengths` count words, at least 1 of each text")
-    of_target = target[:, None].expand(-1, words.shape[1], -1)
-    pooled, asked = attention.bind(lengths=lengths), queries[None, :, None].expand(words.shape[0], -1, -1, -1)
-    keys = (
-        torch.tanh(torch.cat((words, lexicon), -1) @ mix),
-        torch.sigmoid(lexicon @ gate) * words,
-        (lexicon @ scale) * words + lexicon @ shift,
-        torch.tanh(torch.cat((words, of_target), -1) @ mix),
+    pool = attention.bind(lengths=lengths)
+    alike = asked[None, :, None].expand(words.shape[0], -1, -1, -1)
+    conditioned = (target @ condition)[:, :, None, None] * alike
+    pairs = (
+        (alike, torch.tanh(torch.cat((words, lexicon), -1) @ mix)),
+        (alike, torch.sigmoid(lexicon @ gate) * words),
+        (alike, (lexicon @ scale) * words + lexicon @ shift),
+        (conditioned, torch.tanh(words)),
     )
-    return tuple(pooled(asked, each[:, None], words[:, None], scale=1.0, enable_gqa=True) for each in keys)
+    return tuple(pool(q, k[:, None], words[:, None], scale=1.0, enable_gqa=True) for q, k in pairs)
 
 
 def formula(
-    words: Tensor, lexicon: Tensor, target: Tensor, lengths: Tensor, queries: Tensor, mix: Tensor, gate: Tensor,
-    scale: Tensor, shift: Tensor,
+    words: Tensor, lexicon: Tensor, target: Tensor, lengths: Tensor, asked: Tensor, condition: Tensor, mix: Tensor,
+    gate: Tensor, scale: Tensor, shift: Tensor,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """r = sum_j a_j h_j, a = softmax(w . f(h_j, c_j)), f by concatenation, gating, and an affine map."""
+    """r = sum_j a_j h_j, a = softmax of w f(h_j, c_j), f by concatenation, gating, affine map; of (w tanh h_j)(u c)."""
     live = torch.arange(words.shape[1], device=words.device) < lengths[:, None]
-    top, bottom = mix[: words.shape[-1]], mix[words.shape[-1] :]
-    joint = words @ top
+    dim = words.shape[-1]
     features = (
-        (joint + lexicon @ bottom).tanh(),
+        (words @ mix[:dim] + lexicon @ mix[dim:]).tanh(),
         words / (1 + (-lexicon @ gate).exp()),
         torch.einsum("bnf,fd,bnd->bnd", lexicon, scale, words) + lexicon @ shift,
-        (joint + (target @ bottom)[:, None]).tanh(),
+        words.tanh(),
     )
-    pooled = []
-    for each in features:
-        logits = torch.einsum("hd,bnd->bhn", queries, each).masked_fill(~live[:, None], -torch.inf)
-        pooled.append((logits.softmax(-1) @ words)[:, :, None])
-    return tuple(pooled)
+    logits = [torch.einsum("hd,bnd->bhn", asked, each) for each in features]
+    logits[3] = logits[3] * torch.einsum("bf,fh->bh", target, condition)[:, :, None]
+    weights = (each.masked_fill(~live[:, None], -torch.inf).softmax(-1) for each in logits)
+    return tuple(torch.einsum("bhn,bnd->bhd", each, words)[:, :, None] for each in weights)
 
 
 ENTRY = Entry(
     systems=("Lexicon-conditioned attention", "Conditional attention (ad conversion)"),
     paper="Attention-based Conditioning Methods for External Knowledge Integration",
     year=2019,
-    conventions="One call in four: a text is one key head, its pooled vectors are the query heads at one query, the "
-    "scale is 1. Three results condition on features of each word; the fourth on one vector of the text, as the "
-    "multi-task conditional attention of ad creatives does. Biases are left out.",
-    pitfall="No query meets the key: the learned vector of the logits is the query, and the condition belongs in the "
-    "key.",
+    conventions="Four calls of one attention: a text is one key head, its pooled vectors are the query heads at one "
+    "query, the scale is 1. Three results condition on features of each word; the fourth is the conditional attention "
+    "of ad creatives (2019), whose condition, a vector of the text, makes one factor of all logits. Biases are left "
+    "out.",
+    pitfall="No query meets the key: the learned vector of the logits is the query, and what a word is conditioned on "
+    "belongs in its key.",
+    source="the authors' repositories, mourga/affective-attention (whose concatenation leaves out the tanh) and "
+    "shunk031/Multi-task-Conditional-Attention-Networks (whose condition multiplies the logits)",
     inputs=inputs,
     run=run,
     formula=formula,

@@ -45,6 +45,7 @@ ENTRY = Entry(
     conventions="Tokens are in the order view, time, place. (views + times - 1) / (views * times) of the pairs are "
     "seen.",
     pitfall="One softmax over the union: the sum of a view attention and a time attention counts the own frame twice.",
+    source="the project page: tokens attend to those in the same frame, at the same time or of the same view",
     inputs=inputs,
     run=run,
     formula=formula,

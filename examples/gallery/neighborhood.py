@@ -22,7 +22,7 @@ def attention_on(frames: int) -> ad.Attention:
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:
-    frames = size.length // (HEIGHT * WIDTH)
+    frames = max(size.length // (HEIGHT * WIDTH), WINDOW[0])
     grid = Size(size.batch, size.heads, frames * HEIGHT * WIDTH, size.head_dim)
     return {**draw.qkv(grid), "window_t": 3, "window_y": 2, "window_x": 3}
 
