@@ -34,7 +34,7 @@ def run(q: Tensor, k: Tensor, v: Tensor, nu: Tensor, **of_heads: Any) -> Tensor:
     dim = q.shape[-1]
     turn = angles(torch.arange(q.shape[2], device=q.device), dim)
     sizes = {"q_size": q.square().sum(-1), "k_size": k.square().sum(-1)}
-    attention = declared(**sizes, nu=nu * dim, **of_heads)
+    attention = declared(**sizes, nu=nu * (dim // 2), **of_heads)
     return turned(attention(turned(q, -turn), turned(k, -turn), turned(v, -turn), scale=1.0), turn)
 
 
@@ -48,7 +48,7 @@ def formula(q: Tensor, k: Tensor, v: Tensor, nu: Tensor, **of_heads: Tensor) -> 
     variance = sigma2 * (1 - kept**2) / (2 * mu) + eta2 * kept**2 + gamma2
     sizes = q.abs().square().sum(-1)[..., None], k.abs().square().sum(-1)[..., None, :]
     residual = sizes[0] + kept**2 * sizes[1] - 2 * kept * (q @ k.mH).real
-    scores = -tau2 * (variance.log() + (1 + residual / (nu[:, None, None] * dim * variance)).log())
+    scores = -tau2 * (variance.log() + (1 + residual / (nu[:, None, None] * q.shape[-1] * variance)).log())
     live = places[:, None] >= places
     weights = kept * scores.masked_fill(~live, -torch.inf).softmax(-1)
     o = (weights.to(v.dtype) @ v) * turn
@@ -60,9 +60,12 @@ ENTRY = Entry(
     paper="Attention as an Adaptive Filter",
     year=2025,
     conventions="The isotropic form, causal, scale 1: one decay and three variances (of the process, the measurement "
-    "and the key) to a head. Values are rotated to a common time and back.",
+    "and the key) to a head; nu counts by pair of columns, a pair being one complex number. Values are rotated to a "
+    "common time and back.",
     pitfall="The decay multiplies the normalized weight, so rows do not sum to 1; the paper's per-channel form needs "
     "a tensor of (N, N, D).",
+    source="the isotropic module of the authors' repository, PCR-git/Adaptive-Filter-Attention, with its robust "
+    "weights",
     inputs=inputs,
     run=run,
     formula=formula,
