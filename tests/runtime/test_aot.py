@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import fields
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
 
 import attndsl as ad
 from attndsl.attention import Attention
+from attndsl.codegen.plan import Target
+from attndsl.codegen.templates import triton_helpers
 from attndsl.diagnostics import UnsupportedError
-from attndsl.runtime.aot import TARGETS
+from attndsl.runtime.aot import TARGETS, compile_for
 from attndsl.runtime.reports import CompileReport, KernelReport
 
 CAUSAL = "attention causal {\n    mask  kv_idx <= q_idx\n}"
@@ -40,6 +44,12 @@ PROGRAMS = {
     "sparsemax": "attention sparse { mask kv_idx <= q_idx normalizer sparsemax() }",
     "learned bias": "attention biased(t: tensor[H, N, M]) { mask kv_idx <= q_idx score score + t[h, q_idx, kv_idx] }",
 }
+HELPERS = """
+attention helpers(n: int, x: float) {
+    mask   bit_length(q_idx ^ kv_idx) < 6 and (q_idx - kv_idx) // n % n != 1
+    score  tan(score % x) + gelu(score // x) + round(min(score, x)) + silu(max(score, x)) + tanh(score) ** x
+}
+"""
 COMPILED = [
     *(("causal", target, 64) for target in ("cuda:80", "cuda:90", "cuda:100")),
     ("dense", "cuda:90", 128),
@@ -142,6 +152,18 @@ def test_captured_values_of_every_kind() -> None:
     plain = report("cuda:80").kernels[0].assembly
     assert pointers >= plain.count(".param .u64 .ptr ") + 3  # doc, keep and slopes
     assert floats == plain.count(".param .f32 ") + 1 == 2  # the scale, and cap
+
+
+def test_every_helper_is_compiled() -> None:
+    """What the interpreter runs need not compile: `bit_length` once did not."""
+    text = one(HELPERS).source() + one(PROGRAMS["sparsemax"]).source("statistics_1")
+    library = Path(triton_helpers.__file__).read_text(encoding="utf-8")
+    defined = set(re.findall(r"^def (\w+)", library, re.MULTILINE))
+    assert defined
+    assert defined <= set(re.findall(r"^def (\w+)", text, re.MULTILINE))
+    helpers = one(HELPERS)
+    spec = helpers._specialisation(Target.TRITON, torch.bfloat16, 16, None)
+    assert compile_for({"forward": helpers._compilation.kernel("forward", spec)}, "cuda:90").kernels[0].registers > 0
 
 
 def test_elements_and_head_dims_reach_the_assembler() -> None:

@@ -53,10 +53,9 @@ def _bit_length(x):
     rest = tl.abs(x).to(tl.int64)
     bits = rest * 0
     for step in tl.static_range(6):
-        width: tl.constexpr = 32 >> step
-        is_wide = (rest >> width) != 0
-        bits = tl.where(is_wide, bits + width, bits)
-        rest = tl.where(is_wide, rest >> width, rest)
+        is_wide = (rest >> (32 >> step)) != 0
+        bits = tl.where(is_wide, bits + (32 >> step), bits)
+        rest = tl.where(is_wide, rest >> (32 >> step), rest)
     return (bits + rest).to(x.dtype)
 
 
