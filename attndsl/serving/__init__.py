@@ -1,0 +1,1 @@
+"""The shapes serving has: sequences laid end to end without padding, and keys kept in pages."""
