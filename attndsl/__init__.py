@@ -32,6 +32,7 @@ _HOME = {
     "attndsl.routing.table": ("BlockTable",),
     "attndsl.runtime.planner": ("BlockPlan",),
     "attndsl.runtime.store": ("CacheWarning",),
+    "attndsl.serving.paged": ("PagedCache", "paged"),
     "attndsl.serving.varlen": ("packed", "varlen"),
 }
 _MODULES = {"masks": "attndsl.library.masks", "scores": "attndsl.library.scores"}

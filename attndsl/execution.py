@@ -19,11 +19,12 @@ from attndsl.codegen.names import row_pointer
 from attndsl.codegen.placement import Side
 from attndsl.codegen.plan import Emitted, Gather, KernelPlan, Specialisation, Target
 from attndsl.compiler import Compilation
+from attndsl.folding import folded, unfolded
 from attndsl.ir.nodes import Load
 from attndsl.ir.row_sums import RowSum
 from attndsl.ir.variant import Variant
 from attndsl.runtime import autograd, launch, order
-from attndsl.runtime.arguments import Call
+from attndsl.runtime.arguments import Call, PagedCall
 from attndsl.runtime.engine import Chunk, Pieces, Task
 from attndsl.runtime.facts import FactBook, Facts
 from attndsl.runtime.gradients.captures import keys_of_chunk
@@ -153,6 +154,7 @@ class Kernels:
             fast=self.facts.fast if self.fast is None else self.fast,
             offset_per_batch=isinstance(call.q_offset, Tensor),
             strategy=self.strategy,
+            paged=isinstance(call, PagedCall),
         )
 
     def _run(
@@ -292,6 +294,11 @@ def attend(
     sums: tuple[RowSum, ...] = (),
 ) -> Rows:
     """The rows of a call by kernels, differentiable; tokens are in the order kernels keep them in meanwhile."""
+    grouped = None if sums else folded(compilation, call)
+    if grouped is not None:
+        inner, source, program = grouped.call(call), grouped.compilation.source, grouped.compilation.program
+        facts = grouped.facts.of(source, program, inner)
+        return unfolded(attend(grouped.compilation, grouped.facts, inner, facts, target), call)
     tokens = compilation.source.order
     call = call if tokens is None else order.stored(call, tokens)
     match target:

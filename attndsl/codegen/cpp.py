@@ -9,7 +9,7 @@ from attndsl.codegen.cpp_gradients import emit_gradients
 from attndsl.codegen.cpp_kernel import CppKernel
 from attndsl.codegen.cpp_passes import Pass, passes
 from attndsl.codegen.cpp_signature import cpp_row_pointer, stored_rows
-from attndsl.codegen.cpp_text import SOLVE, TEMPLATE, environment
+from attndsl.codegen.cpp_text import PAGES, SOLVE, TEMPLATE, environment
 from attndsl.codegen.plan import KernelPlan
 from attndsl.ir import build
 from attndsl.ir.rewrite import postorder
@@ -33,6 +33,9 @@ class ForwardText:
     end_lines: tuple[str, ...]
     out: str
     stored: tuple[tuple[str, str], ...]
+    paged: bool
+    keys_at: str
+    values_at: str
 
 
 def emit(plan: KernelPlan) -> str:
@@ -41,7 +44,8 @@ def emit(plan: KernelPlan) -> str:
         return emit_gradients(plan)
     kernel = CppKernel(plan)
     headers = (SOLVE,) if kernel.roots else ()
-    lines = kernel.module(headers=headers, terms=max(1, len(kernel.streaming.terms)))
+    pages = (PAGES,) if plan.spec.paged else ()
+    lines = kernel.module(headers=headers, sums=pages, terms=max(1, len(kernel.streaming.terms)))
     return environment().get_template(TEMPLATE).render(lines=lines, kernel=_text(kernel))
 
 
@@ -59,4 +63,14 @@ def _text(kernel: CppKernel) -> ForwardText:
         end_lines=tuple(end_lines(kernel)),
         out=out(kernel),
         stored=tuple((cpp_row_pointer(name), name) for name in stored_rows(plan)),
+        paged=plan.spec.paged,
+        keys_at=_at("K", "k", plan.spec.paged),
+        values_at=_at("V", "v", plan.spec.paged),
     )
+
+
+def _at(pointer: str, name: str, paged: bool) -> str:
+    """Where a tile of keys or values lies: the first element and the strides of rows and columns."""
+    if paged:
+        return f"{name}_at.at, {name}_at.stride, {name}_at.stride_d"
+    return f"{pointer} + start_n * args.stride_{name}n, args.stride_{name}n, args.stride_{name}d"

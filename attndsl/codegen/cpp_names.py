@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 
-from attndsl.codegen.cpp_text import GRADIENTS, HEADERS, MODULE, PRODUCTS, SOLVE, SUMS, TEMPLATE, template_text
+from attndsl.codegen.cpp_text import GRADIENTS, HEADERS, MODULE, PAGES, PRODUCTS, SOLVE, SUMS, TEMPLATE, template_text
 from attndsl.codegen.names import PREFIXES
 
 _KEYWORDS = """
@@ -30,7 +30,7 @@ _OTHERS = """
 @cache
 def taken_names() -> frozenset[str]:
     """Every word of the language, the headers and the template."""
-    text = "\n".join(map(template_text, (*HEADERS, SOLVE, *PRODUCTS, SUMS, MODULE, TEMPLATE, GRADIENTS)))
+    text = "\n".join(map(template_text, (*HEADERS, SOLVE, *PRODUCTS, SUMS, PAGES, MODULE, TEMPLATE, GRADIENTS)))
     return frozenset((*_KEYWORDS.split(), *_OTHERS.split(), *re.findall(r"[A-Za-z_]\w*", _without_comments(text))))
 
 

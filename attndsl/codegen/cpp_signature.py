@@ -76,6 +76,9 @@ def arguments(plan: KernelPlan) -> Iterator[Argument]:
     if plan.walk.strategy is Strategy.TABLE:
         yield from (_named_pointer(name, "const int32_t*") for name in ("Table", "Table_rows"))
         yield from (_named_long(name) for name in ("stride_tb", "stride_th"))
+    if plan.spec.paged:
+        yield from (_pointer(name, "const int32_t*") for name in ("Pages", "Kv_lens"))
+        yield from map(_long, ("stride_pages", "page_size"))
     yield from _captured(plan)
 
 

@@ -21,6 +21,9 @@ PRODUCTS = ("cpp_products.h", "cpp_amx.h")
 SUMS = "cpp_gradients.h"
 """The products of gradients."""
 
+PAGES = "cpp_pages.h"
+"""Where keys lie that a pool keeps in pages."""
+
 MODULE, TEMPLATE, GRADIENTS = "module.cpp.jinja", "forward.cpp.jinja", "gradients.cpp.jinja"
 """What templates begin with, that of the forward, and that of everything after it."""
 

@@ -42,7 +42,7 @@ class Specialisation:
     the launcher checks on the host: every `Condition`, and those proofs about rows are taken on (`analysis.proofs`).
     The other kernel relies on none of them. `strategy` is the walk, by default the one the mask allows. `gradients` are
     the captured tensors whose gradients a backward kernel computes. `storages` are the torch dtypes of the variant's
-    captured tensors, where the text of a kernel depends on them.
+    captured tensors, where the text of a kernel depends on them. `paged`: keys and values lie in pages of a pool.
     """
 
     dtype: str = "bf16"
@@ -54,6 +54,7 @@ class Specialisation:
     gradients: frozenset[str] = frozenset()
     storages: tuple[str, ...] = ()
     target: Target = Target.TRITON
+    paged: bool = False
 
 
 class Gather(Enum):

@@ -40,6 +40,44 @@ class KeysModule(WalkModule):
     root: str
     pair_lines: tuple[str, ...]
 
+    @property
+    def page_lines(self) -> tuple[str, ...]:
+        """Which page the keys of a tile lie in, and where in it; beyond the last key it is that of the last one."""
+        return PAGE_LINES if self.plan.spec.paged else ()
+
+    @property
+    def k_start(self) -> str:
+        """Where the keys of a tile begin, or each of them."""
+        return _start("k", "[None, :]", self.plan.spec.paged)
+
+    @property
+    def v_start(self) -> str:
+        return _start("v", "[:, None]", self.plan.spec.paged)
+
+    @property
+    def k_offs(self) -> str:
+        """Where a key of a tile is from there, and its elements."""
+        columns = "offs_d[:, None] * stride_kd"
+        return columns if self.plan.spec.paged else f"offs_n[None, :] * stride_kn + {columns}"
+
+    @property
+    def v_offs(self) -> str:
+        columns = f"{self.offs_dv}[None, :] * stride_vd"
+        return columns if self.plan.spec.paged else f"offs_n[:, None] * stride_vn + {columns}"
+
+
+PAGE_LINES = (
+    "slot = tl.maximum(tl.minimum(keys, stored - 1), 0)",
+    "page = tl.load(Pages + slot // page_size, mask=slot < stored, other=0).to(tl.int64)",
+    "slot = slot % page_size",
+)
+
+
+def _start(name: str, across: str, paged: bool) -> str:
+    if paged:
+        return f"(page * stride_{name}b + slot * stride_{name}n){across}"
+    return f"tl.cast(start_n, tl.int64) * stride_{name}n"
+
 
 class KeysText(RowsText):
     """Prints one plan."""

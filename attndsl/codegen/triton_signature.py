@@ -23,7 +23,7 @@ TENSORS = {
 }
 """The four-dimensional tensors by pointer: how their strides are named, and the letter of their rows."""
 
-POINTERS = (*TENSORS, "Q_offset", "Table", "Table_rows")
+POINTERS = (*TENSORS, "Q_offset", "Table", "Table_rows", "Pages", "Kv_lens")
 """Pointers a kernel may take beside its captured tensors and row values."""
 
 
@@ -40,6 +40,8 @@ def arguments(plan: KernelPlan) -> Iterator[str]:
                 yield from (f"size_{name}_{axis}" for axis in range(param.rank))
     if plan.reads_table:
         yield from ("Table", "Table_rows", "stride_tb", "stride_th")
+    if plan.spec.paged:
+        yield from ("Pages", "Kv_lens", "stride_pages", "page_size")
     yield "sm_scale"
     yield "Q_offset" if plan.spec.offset_per_batch else "q_offset"
     yield from ("q_len", "kv_len", "heads", "group", *plan.sizes)

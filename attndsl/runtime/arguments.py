@@ -64,6 +64,26 @@ class Call:
         return self.v.shape[3]
 
 
+@dataclass(frozen=True, slots=True)
+class PagedCall(Call):
+    """A call whose k and v are pools of pages, `(pages, Hkv, page_size, D)`.
+
+    `pages` (B, most pages of a sequence) are the pages of each sequence in order, int32 and contiguous; `kv_lens` (B,)
+    are how many keys each has. The length of a call is what its pages have room for; programs mask what lies beyond.
+    """
+
+    pages: Tensor
+    kv_lens: Tensor
+
+    @property
+    def page_size(self) -> int:
+        return self.k.shape[2]
+
+    @property
+    def kv_len(self) -> int:
+        return self.pages.shape[1] * self.page_size
+
+
 def check_call(
     variant: Variant,
     values: Mapping[str, Value],

@@ -13,7 +13,7 @@ from torch import Tensor
 from attndsl.codegen.placement import Side
 from attndsl.codegen.plan import Emitted, Gather, KernelPlan
 from attndsl.ir.variant import TensorParam
-from attndsl.runtime.arguments import Call
+from attndsl.runtime.arguments import Call, PagedCall
 from attndsl.runtime.interpreter import mend_interpreter, silent_arithmetic
 from attndsl.runtime.store import load_module
 from attndsl.runtime.tables import TileTable
@@ -103,6 +103,8 @@ def _arguments(call: Call, launch: Launch) -> Iterator[Any]:
     if plan.reads_table:
         assert launch.table is not None
         yield from (launch.table.records, launch.table.rows, launch.table.batch_stride, launch.table.head_stride)
+    if isinstance(call, PagedCall):
+        yield from (call.pages, call.kv_lens, call.pages.stride(0), call.page_size)
     yield call.scale
     yield call.q_offset.contiguous() if isinstance(call.q_offset, Tensor) else call.q_offset
     yield from (call.q_len, call.kv_len, call.heads, call.heads // call.kv_heads)

@@ -6,9 +6,7 @@ variants read, remembered for as long as the index tensors keep their values.
 
 from __future__ import annotations
 
-import weakref
-from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +15,12 @@ from torch import Tensor
 
 from attndsl.diagnostics import CallError, Reporter, fail
 from attndsl.runtime.arguments import is_integer
-from attndsl.runtime.versions import version_of
+from attndsl.serving.remembered import Remembered
 
 BOTTOM_RIGHT = "bottom_right"
 """The offset at which the last query of each sequence stands at its last key."""
 
 INDICES = (torch.int32, torch.int64)
-REMEMBERED = 64
 SHAPE = "(sequences + 1,)"
 
 
@@ -51,18 +48,7 @@ class Sequences:
         return {row for row in rows if row[0]}
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    sequences: Sequences
-    tensors: tuple[weakref.ref[Tensor], ...]
-    versions: tuple[Hashable, ...]
-
-    def stands(self, tensors: tuple[Tensor, ...]) -> bool:
-        same = all(ref() is tensor for ref, tensor in zip(self.tensors, tensors, strict=True))
-        return same and self.versions == tuple(map(version_of, tensors))
-
-
-_known: OrderedDict[Hashable, _Entry] = OrderedDict()
+_known: Remembered[Sequences] = Remembered()
 
 
 def sequences_of(
@@ -71,28 +57,10 @@ def sequences_of(
     """The sequences of a call; index tensors are read on the host once for each time they are written."""
     _check_kinds(cu_seqlens_q, cu_seqlens_k, q_offset)
     watched = tuple(one for one in (cu_seqlens_q, cu_seqlens_k, q_offset) if isinstance(one, Tensor))
-    key = (tuple(map(id, watched)), None if isinstance(q_offset, Tensor) else q_offset)
-    entry = _known.get(key)
-    if entry is None or not entry.stands(watched):
-        entry = _remembered(key, watched, _read(cu_seqlens_q, cu_seqlens_k, q_offset))
-    _check_totals(entry.sequences, q_total, kv_total)
-    return entry.sequences
-
-
-def forget() -> None:
-    """Drop everything derived from index tensors: for writes torch cannot see."""
-    _known.clear()
-
-
-def _remembered(key: Hashable, watched: tuple[Tensor, ...], sequences: Sequences) -> _Entry:
-    versions = tuple(map(version_of, watched))
-    entry = _Entry(sequences, tuple(map(weakref.ref, watched)), versions)
-    if None not in versions:
-        _known[key] = entry
-        _known.move_to_end(key)
-        while len(_known) > REMEMBERED:
-            _known.popitem(last=False)
-    return entry
+    number = None if isinstance(q_offset, Tensor) else q_offset
+    sequences = _known.use(watched, number, lambda: _read(cu_seqlens_q, cu_seqlens_k, q_offset))
+    _check_totals(sequences, q_total, kv_total)
+    return sequences
 
 
 def _check_kinds(cu_seqlens_q: Any, cu_seqlens_k: Any, q_offset: Any) -> None:
@@ -136,10 +104,7 @@ def _check_offset(reporter: Reporter, q_offset: Any, count: int) -> None:
 
 
 def _read(cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, q_offset: int | Tensor | str) -> Sequences:
-    if cu_seqlens_q.is_cuda and torch.cuda.is_current_stream_capturing():
-        message = "`cu_seqlens` must be read on the host, which graph capture does not allow"
-        help_ = "call the attention once with the same tensors before the capture"
-        raise fail(CallError, "graph-capture", message, help=help_)
+    refuse_capture("`cu_seqlens`", cu_seqlens_q)
     q_ends, kv_ends = (one.detach().to("cpu", torch.int64) for one in (cu_seqlens_q, cu_seqlens_k))
     reporter = Reporter(CallError)
     _check_ends(reporter, "cu_seqlens_q", q_ends)
@@ -156,6 +121,14 @@ def _read(cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, q_offset: int | Tensor | s
     tensors = _tensors(q_ends, kv_ends, offsets)
     placed = {role: tensor.to(cu_seqlens_q.device, torch.int32) for role, tensor in tensors.items()}
     return Sequences(q_lens, kv_lens, offsets, is_alike, placed)
+
+
+def refuse_capture(what: str, tensor: Tensor) -> None:
+    """Raise where a graph is being captured, in which no tensor can be read on the host."""
+    if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
+        message = f"{what} must be read on the host, which graph capture does not allow"
+        help_ = "call the attention once with the same tensors before the capture"
+        raise fail(CallError, "graph-capture", message, help=help_)
 
 
 def _check_ends(reporter: Reporter, name: str, ends: Tensor) -> None:

@@ -259,7 +259,7 @@ def test_plans_skip_no_live_tile(packing: tuple[Case, list[int], list[int]]) -> 
 
 @native
 @given(packings(max_length=200))
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=2, deadline=None)
 def test_random_programs_on_kernels(packing: tuple[Case, list[int], list[int]]) -> None:
     case, q_lens, kv_lens = packing
     assume(isinstance(case.q_offset, int))

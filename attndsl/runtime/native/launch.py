@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from attndsl.codegen.cpp_tiles import block_of
 from attndsl.codegen.plan import Emitted, KernelPlan
 from attndsl.codegen.triton_signature import stride_names
 from attndsl.ir.variant import Param, TensorParam, Variant
-from attndsl.runtime.arguments import Call, Value
+from attndsl.runtime.arguments import Call, PagedCall, Value
 from attndsl.runtime.launch import DTYPES as GPU_DTYPES
 from attndsl.runtime.launch import Launch, Rows
 from attndsl.runtime.native.load import NativeFunction, load_function, parallel_address
@@ -59,7 +59,8 @@ def prepared(variant: Variant, call: Call) -> Call:
     offset = call.q_offset.to(torch.int64).contiguous() if isinstance(call.q_offset, Tensor) else call.q_offset
     # Kernels have at least one column of values: a stand-in for it keeps them inside the memory of the tensors.
     v = call.v if call.v_head_dim else call.v.new_zeros(*call.v.shape[:3], 1)
-    return Call(call.q.resolve_neg(), call.k.resolve_neg(), v.resolve_neg(), call.scale, offset, values)
+    q, k, v = (tensor.resolve_neg() for tensor in (call.q, call.k, v))
+    return replace(call, q=q, k=k, v=v, q_offset=offset, values=values)
 
 
 def tile_for(call: Call, plan: KernelPlan) -> TileShape:
@@ -144,6 +145,9 @@ def _members(call: Call, launch: Launch) -> dict[str, int | float]:
         members["Q_offset"] = call.q_offset.data_ptr()
     else:
         members["q_offset"] = call.q_offset
+    if isinstance(call, PagedCall):
+        members["Pages"], members["Kv_lens"] = call.pages.data_ptr(), call.kv_lens.data_ptr()
+        members["stride_pages"], members["page_size"] = call.pages.stride(0), call.page_size
     if table is not None:
         members["Table"], members["Table_rows"] = table.records.data_ptr(), table.rows.data_ptr()
         members["stride_tb"], members["stride_th"] = table.batch_stride, table.head_stride

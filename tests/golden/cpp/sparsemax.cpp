@@ -37,6 +37,9 @@ struct Row {
 struct Column {
 };
 
+extern "C" void* aligned_alloc(__SIZE_TYPE__, __SIZE_TYPE__);
+extern "C" void free(void*);
+
 // What a query tile is computed in.
 struct Work {
     Products products;
@@ -59,7 +62,8 @@ struct Launch {
 };
 
 // One query tile against the keys from `from` to `to`: leaves row statistics and unfinished sums in `w`.
-static void query_tile(const Launch& launch, int64_t b, int64_t h, integer tile, integer from, integer to, Work& w) {
+static void query_tile(const Launch& launch, int64_t b, int64_t h, integer tile, integer from,
+                       integer to, Work& w) {
     const Arguments& args = launch.args;
     const integer q_len = args.q_len;
     const integer kv_len = args.kv_len;
@@ -79,7 +83,6 @@ static void query_tile(const Launch& launch, int64_t b, int64_t h, integer tile,
         w.m_i[i] = vreal(-INF);
         w.tau_i[i] = vreal(0);
     }
-    w.products.queries(Q, args.stride_qm, args.stride_qd, rows, args.stride_kd == 1 && args.stride_vd == 1);
 
     // Calls `visit` for every key tile, in ascending order, and says which of them need the mask.
     auto walk = [&](auto visit) {
@@ -104,6 +107,7 @@ static void query_tile(const Launch& launch, int64_t b, int64_t h, integer tile,
         full_hi = max(full_lo, integer(max(full_hi, 0) / BLOCK_N * BLOCK_N));
         stretch(key_lo, full_lo, full_hi, key_hi);
     };
+    w.products.queries(Q, args.stride_qm, args.stride_qd, rows, args.stride_kd == 1 && args.stride_vd == 1);
 
     // Row statistics.
     w.kept.clear();
@@ -317,9 +321,6 @@ static void run_task(void* context, int64_t task, int thread) {
 }
 
 }
-
-extern "C" void* aligned_alloc(__SIZE_TYPE__, __SIZE_TYPE__);
-extern "C" void free(void*);
 
 extern "C" __attribute__((visibility("default"))) int forward(
     const attndsl::Arguments* args, attndsl::Parallel parallel, int threads) {
