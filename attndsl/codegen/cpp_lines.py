@@ -13,6 +13,7 @@ from attndsl.codegen.cpp_expr import CppPrinter
 from attndsl.codegen.cpp_names import cpp_name
 from attndsl.codegen.cpp_signature import ELEMENTS, arguments, integer_type, real_type, symbols
 from attndsl.codegen.cpp_text import HEADERS, PRODUCTS, template_text
+from attndsl.codegen.cpp_tiles import block_of
 from attndsl.codegen.cpp_walk import CppWalk
 from attndsl.codegen.heads import head
 from attndsl.codegen.placement import Placement, Statement
@@ -29,6 +30,8 @@ class ModuleText:
 
     header: str
     defines: tuple[str, ...]
+    block_m: int
+    block_n: int
     before: str
     products: str
     sums: str
@@ -92,9 +95,12 @@ class CppLines:
         """A module but for its functions; `headers` come after the usual ones, `sums` after the products."""
         plan, spec = self.plan, self.plan.spec
         products = PRODUCTS if spec.dtype == "bf16" else PRODUCTS[:1]
+        block_m, block_n = block_of(plan)
         return ModuleText(
             header="/* " + head(plan).replace("*/", "* /") + "\n*/",
             defines=(f"#define ATTNDSL_REAL {real_type(plan)}", f"#define ATTNDSL_INTEGER {integer_type(plan)}"),
+            block_m=block_m,
+            block_n=block_n,
             before=_texts(*HEADERS, *headers),
             products=_texts(*products),
             sums=_texts(*sums),

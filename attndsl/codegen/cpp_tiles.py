@@ -1,6 +1,6 @@
-"""The tile shape of C++ kernels: one for every processor, so that tables and results depend on none.
+"""The tile shape of C++ kernels: by default one for every processor, so that tables and results depend on none.
 
-In: a plan. Out: queries and keys of a tile; `templates/cpp_tiles.h` has the same numbers.
+In: a plan. Out: queries and keys of a tile, which the text of a kernel is written for.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 from attndsl.codegen.plan import KernelPlan
 
 BLOCK = (64, 64)
+"""Scores of a tile and what they are made of stay in the first cache, and products fill four vectors of queries."""
 
 
 def block_of(plan: KernelPlan) -> tuple[int, int]:
     """(queries, keys) of a tile of this plan."""
-    return BLOCK
+    return BLOCK if plan.spec.block is None else plan.spec.block

@@ -19,8 +19,13 @@ _TEMPLATE_NAMES = """
     m_i l_i acc m_new shift alpha row_ok out divisor sink_i stride_tb stride_th
 """
 
-KERNEL_NAMES = frozenset(_TEMPLATE_NAMES.split())
-"""Every name a forward template writes itself."""
+_PIECED = """
+    q k v do out dq dk dv q_tile k_tile v_tile do_tile out_tile dq_tile dk_tile dv_tile
+    q_offs k_offs v_offs do_offs offs_d offs_dv
+"""
+
+KERNEL_NAMES = frozenset(_TEMPLATE_NAMES.split()) | {f"{name}_{piece}" for name in _PIECED.split() for piece in (0, 1)}
+"""Every name a forward template writes itself; some for each piece of a head dim."""
 
 PREFIXES = (
     "stride_",

@@ -42,7 +42,8 @@ class Specialisation:
     the launcher checks on the host: every `Condition`, and those proofs about rows are taken on (`analysis.proofs`).
     The other kernel relies on none of them. `strategy` is the walk, by default the one the mask allows. `gradients` are
     the captured tensors whose gradients a backward kernel computes. `storages` are the torch dtypes of the variant's
-    captured tensors, where the text of a kernel depends on them. `paged`: keys and values lie in pages of a pool.
+    captured tensors, where the text of a kernel depends on them; `block` the queries and keys of a tile, where the text
+    does and they are not the default. `paged`: keys and values lie in pages of a pool.
     """
 
     dtype: str = "bf16"
@@ -53,6 +54,7 @@ class Specialisation:
     strategy: Strategy | None = None
     gradients: frozenset[str] = frozenset()
     storages: tuple[str, ...] = ()
+    block: tuple[int, int] | None = None
     target: Target = Target.TRITON
     paged: bool = False
 
@@ -311,11 +313,6 @@ def used_params(variant: Variant, roots: Iterable[Expr]) -> tuple[Param, ...]:
             case Scalar(name=name) | Load(tensor=name):
                 names.add(name)
     return tuple(param for param in variant.params if param.name in names)
-
-
-def padded(head_dim: int) -> int:
-    """The power of two a head dimension is computed in, at least what a matrix product takes."""
-    return max(16, 1 << (head_dim - 1).bit_length())
 
 
 def branch_loads(*roots: Expr) -> frozenset[Expr]:

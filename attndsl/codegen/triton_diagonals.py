@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from attndsl.codegen.names import row_pointer
 from attndsl.codegen.plan import KernelPlan
 from attndsl.codegen.triton_module import ModuleText, SumText
-from attndsl.codegen.triton_text import TileText, d_mask, load_text, offs_dv
+from attndsl.codegen.triton_text import Part, TileText, d_columns, dv_columns, parts
 
 INDENT = 8
 
@@ -27,10 +27,10 @@ class DiagonalSum(SumText):
 class DiagonalsModule(ModuleText):
     """What the template of these kernels sees beside."""
 
-    q_load: str
-    k_load: str
-    v_load: str
-    do_load: str
+    q: tuple[Part, ...]
+    k: tuple[Part, ...]
+    v: tuple[Part, ...]
+    do: tuple[Part, ...]
     score_lines: tuple[str, ...]
     value_lines: tuple[str, ...]
 
@@ -42,15 +42,12 @@ class DiagonalsText(TileText):
         super().__init__(plan, (plan.mask, plan.score, *plan.pair_values))
 
     def module(self) -> DiagonalsModule:
-        plan, spec = self.plan, self.plan.spec
+        plan = self.plan
         row_lines = tuple(self.own_lines())
         live = "(offs_m < q_len)[:, None] & (keys < kv_len)[None, :]"
         score_lines = (*self.walked_position(full=False), *self.score_lines(full=False, past_end=live, indent=INDENT))
         value_lines = tuple(self.value_lines(full=False, indent=INDENT))
-        masks, dv_masks = (
-            d_mask("offs_d[None, :]", spec.head_dim),
-            d_mask(f"{offs_dv(plan)}[None, :]", spec.v_head_dim),
-        )
+        of_keys, of_values = d_columns(plan), dv_columns(plan)
         return DiagonalsModule(
             plan,
             helpers=frozenset(self.printer.helpers),
@@ -58,10 +55,10 @@ class DiagonalsText(TileText):
             row_lines=row_lines,
             sums=tuple(self._sums()),
             product=self.product,
-            q_load=load_text("q_tile", *masks),
-            k_load=load_text("k_tile", "(keys < kv_len)[None, :]", *d_mask("offs_d[:, None]", spec.head_dim)),
-            v_load=load_text("v_tile", "(keys < kv_len)[:, None]", *dv_masks),
-            do_load=load_text("do_tile", *dv_masks) if plan.reads_gradient else "",
+            q=parts("q", of_keys, "[None, :]"),
+            k=parts("k", of_keys, "[:, None]", "(keys < kv_len)[None, :]"),
+            v=parts("v", of_values, "[None, :]", "(keys < kv_len)[:, None]"),
+            do=parts("do", of_values, "[None, :]") if plan.reads_gradient else (),
             score_lines=score_lines,
             value_lines=value_lines,
         )

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from attndsl.codegen.names import row_pointer
-from attndsl.codegen.plan import Gather, Operand, padded
+from attndsl.codegen.plan import Gather, Operand
 from attndsl.codegen.triton_module import SumText
-from attndsl.codegen.triton_regions import ProductText, WalkModule
+from attndsl.codegen.triton_regions import WalkModule
 from attndsl.codegen.triton_rows import RowsText
-from attndsl.codegen.triton_text import d_mask, load_text, offs_dv
+from attndsl.codegen.triton_text import Part, d_columns, dv_columns, parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,8 @@ class PeakText:
 class KeysModule(WalkModule):
     """What the template of these kernels sees beside."""
 
-    q_load: str
-    do_load: str
+    q: tuple[Part, ...]
+    do: tuple[Part, ...]
     reads_values: bool
     loads_late: bool
     maxima: tuple[PeakText, ...]
@@ -55,15 +55,15 @@ class KeysModule(WalkModule):
         return _start("v", "[:, None]", self.plan.spec.paged)
 
     @property
-    def k_offs(self) -> str:
-        """Where a key of a tile is from there, and its elements."""
-        columns = "offs_d[:, None] * stride_kd"
-        return columns if self.plan.spec.paged else f"offs_n[None, :] * stride_kn + {columns}"
+    def k_offs(self) -> dict[str, str]:
+        """Where a key of a tile is from there, and its elements, by what the names of their tiles end in."""
+        keys = "" if self.plan.spec.paged else "offs_n[None, :] * stride_kn + "
+        return {suffix: f"{keys}{offs}[:, None] * stride_kd" for suffix, offs in self.key_offs.items()}
 
     @property
-    def v_offs(self) -> str:
-        columns = f"{self.offs_dv}[None, :] * stride_vd"
-        return columns if self.plan.spec.paged else f"offs_n[:, None] * stride_vn + {columns}"
+    def v_offs(self) -> dict[str, str]:
+        keys = "" if self.plan.spec.paged else "offs_n[:, None] * stride_vn + "
+        return {suffix: f"{keys}{offs}[None, :] * stride_vd" for suffix, offs in self.value_offs.items()}
 
 
 PAGE_LINES = (
@@ -83,7 +83,7 @@ class KeysText(RowsText):
     """Prints one plan."""
 
     def module(self) -> KeysModule:
-        plan, spec = self.plan, self.plan.spec
+        plan = self.plan
         row_lines, regions = tuple(self.own_lines()), tuple(self.regions())
         bracket_lines = tuple(self.bracket_lines())
         rescale_lines, end_lines = tuple(self.rescale_lines()), tuple(self.end_lines())
@@ -100,12 +100,10 @@ class KeysText(RowsText):
             inner=self.inner,
             skip=self.skip,
             regions=regions,
-            products=tuple(self._products()),
+            products=tuple(self.product_texts({Operand.VALUE: "{}", Operand.KEY: "tl.trans({})"}, self.alphas)),
             end_lines=end_lines,
-            q_load=load_text("q_tile", *d_mask("offs_d[None, :]", spec.head_dim)),
-            do_load=load_text("do_tile", *d_mask(f"{offs_dv(plan)}[None, :]", spec.v_head_dim))
-            if plan.reads_gradient
-            else "",
+            q=parts("q", d_columns(plan), "[None, :]"),
+            do=parts("do", dv_columns(plan), "[None, :]") if plan.reads_gradient else (),
             reads_values=plan.reads_values,
             loads_late=bool(self.skip) and not plan.reads_gradient and plan.reads_values,
             maxima=tuple(PeakText(part.name, part.grown.name) for part in plan.maxima),
@@ -134,17 +132,3 @@ class KeysText(RowsText):
             yield SumText(part.name, f"{part.name}{alpha}", names[part.integrand])
         if self.plan.solve is not None:
             yield SumText("sum_i", "sum_i", names[self.plan.solve.integrand])
-
-    def _products(self) -> Iterator[ProductText]:
-        names = self.value_names()
-        for product in self.plan.products:
-            alpha = "" if product.rescale is None else f" * {self.alphas[product.rescale]}[:, None]"
-            of_values = product.operand is Operand.VALUE
-            yield ProductText(
-                name=product.name,
-                width=padded(self.plan.spec.v_head_dim if of_values else self.plan.spec.head_dim),
-                value=names[product.value],
-                operand=product.operand.value,
-                factor="v" if of_values else "tl.trans(k)",
-                before=f"{product.name}{alpha}",
-            )

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from attndsl.codegen.heads import head
 from attndsl.codegen.names import row_pointer
 from attndsl.codegen.placement import Side
-from attndsl.codegen.plan import KernelPlan, padded
+from attndsl.codegen.plan import KernelPlan
 from attndsl.codegen.triton_signature import arguments, runtime_arguments
-from attndsl.codegen.triton_text import offs_dv
+from attndsl.codegen.triton_text import d_columns, dots, dv_columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +54,35 @@ class ModuleText:
         return tuple((name, row_pointer(name)) for name in self.plan.kept)
 
     @property
-    def block_d(self) -> int:
-        return padded(self.plan.spec.head_dim)
-
-    @property
-    def block_dv(self) -> int:
+    def columns(self) -> dict[str, str]:
+        """The offsets of columns by their names."""
         reads_values = self.plan.reads_values or self.plan.side is Side.KEYS
-        return padded(self.plan.spec.v_head_dim) if reads_values else self.block_d
+        found = d_columns(self.plan) | (dv_columns(self.plan) if reads_values else {})
+        return {offs: columns.arange for offs, columns in found.items()}
 
     @property
-    def offs_dv(self) -> str:
-        return offs_dv(self.plan)
+    def key_offs(self) -> dict[str, str]:
+        """The offsets of the columns of queries and keys, by what the names of their tiles end in."""
+        return {columns.suffix: offs for offs, columns in d_columns(self.plan).items()}
+
+    @property
+    def value_offs(self) -> dict[str, str]:
+        """Those of values and of the gradient of the output."""
+        return {columns.suffix: offs for offs, columns in dv_columns(self.plan).items()}
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """The scaled product, tiles of queries being rows."""
+        return self._scores(*((f"q{suffix}", f"k{suffix}") for suffix in self.key_offs))
+
+    def _scores(self, *factors: tuple[str, str], whole: str = "{}") -> tuple[str, ...]:
+        return tuple(dots(self.product, factors, self.precision, whole + self.scale_product))
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The derivative by weights, in the same orientation."""
+        factors = ((f"do{suffix}", f"tl.trans(v{suffix})") for suffix in self.value_offs)
+        return tuple(dots("dw", factors, self.precision))
 
     @property
     def precision(self) -> str:

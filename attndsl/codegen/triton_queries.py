@@ -5,15 +5,16 @@ In: a `KernelPlan`. Out: a `QueriesModule` for the template `queries.py.jinja`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from attndsl.codegen.head_dims import Columns
 from attndsl.codegen.names import row_pointer
-from attndsl.codegen.plan import OUTPUTS, KernelPlan, Operand, padded
+from attndsl.codegen.plan import OUTPUTS, KernelPlan, Operand
 from attndsl.codegen.triton_module import SumText
-from attndsl.codegen.triton_regions import ProductText, RegionsText, WalkModule
+from attndsl.codegen.triton_regions import RegionsText, WalkModule
 from attndsl.codegen.triton_signature import stride_names
-from attndsl.codegen.triton_text import d_mask, load_text, offs_dv
+from attndsl.codegen.triton_text import Part, d_columns, d_mask, dots, dv_columns, operand_columns, parts
 from attndsl.codegen.triton_walk import INDENT
 
 
@@ -21,10 +22,22 @@ from attndsl.codegen.triton_walk import INDENT
 class QueriesModule(WalkModule):
     """What the template of these kernels sees beside."""
 
-    k_load: str
-    v_load: str
-    mirrors: bool
+    k: tuple[Part, ...]
+    v: tuple[Part, ...]
     column_lines: tuple[str, ...]
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """The scaled product, tiles of keys being rows; turned where its bits must be those of the forward."""
+        if self.plan.mirrors:
+            factors = ((f"tl.trans(q{suffix})", f"tl.trans(k{suffix})") for suffix in self.key_offs)
+            return self._scores(*factors, whole="tl.trans({})")
+        return self._scores(*((f"k{suffix}", f"q{suffix}") for suffix in self.key_offs))
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        factors = ((f"v{suffix}", f"tl.trans(do{suffix})") for suffix in self.value_offs)
+        return tuple(dots("dw", factors, self.precision))
 
 
 class QueriesText(RegionsText):
@@ -35,7 +48,7 @@ class QueriesText(RegionsText):
         super().__init__(plan, roots, guards_ranges=True, edge=INDENT * 2)
 
     def module(self) -> QueriesModule:
-        plan, spec = self.plan, self.plan.spec
+        plan = self.plan
         row_lines, regions = tuple(self.own_lines()), tuple(self.regions())
         return QueriesModule(
             plan,
@@ -50,32 +63,16 @@ class QueriesText(RegionsText):
             inner=self.inner,
             skip=self.skip,
             regions=regions,
-            products=tuple(self._products()),
+            products=tuple(self.product_texts({Operand.GRADIENT: "{}", Operand.QUERY: "tl.trans({})"}, {})),
             end_lines=tuple(self._end_lines()),
-            k_load=load_text("k_tile", *d_mask("offs_d[None, :]", spec.head_dim)),
-            v_load=load_text("v_tile", *d_mask(f"{offs_dv(plan)}[None, :]", spec.v_head_dim))
-            if plan.reads_gradient
-            else "",
-            mirrors=plan.mirrors,
+            k=parts("k", d_columns(plan), "[None, :]"),
+            v=parts("v", dv_columns(plan), "[None, :]") if plan.reads_gradient else (),
             column_lines=tuple(self._column_lines()),
         )
 
     def _sums(self) -> Iterator[SumText]:
         names = self.value_names()
         return (SumText(part.name, part.name, names[part.integrand]) for part in self.plan.sums)
-
-    def _products(self) -> Iterator[ProductText]:
-        names = self.value_names()
-        for product in self.plan.products:
-            is_dv = product.operand is Operand.GRADIENT
-            yield ProductText(
-                name=product.name,
-                width=padded(self.plan.spec.v_head_dim if is_dv else self.plan.spec.head_dim),
-                value=names[product.value],
-                operand=product.operand.value,
-                factor="do" if is_dv else "tl.trans(q)",
-                before=product.name,
-            )
 
     def _column_lines(self) -> Iterator[str]:
         """What is summed for each key and query head."""
@@ -89,14 +86,18 @@ class QueriesText(RegionsText):
         yield "places = tl.arange(0, BLOCK_N)"
         yield "inside = (places < kv_len - tile * BLOCK_N)[:, None]"
         for product in self.plan.products:
-            is_dv = product.operand is Operand.GRADIENT
-            pointer = OUTPUTS[product.name]
-            columns, (_, _, row, column) = offs_dv(self.plan) if is_dv else "offs_d", stride_names(pointer)
-            head_dim = self.plan.spec.v_head_dim if is_dv else self.plan.spec.head_dim
-            if not is_dv:
-                yield f"{product.name} = {product.name} * sm_scale"
+            pointer, columns = OUTPUTS[product.name], operand_columns(self.plan, product.operand)
+            _, _, row, column = stride_names(pointer)
+            if product.operand is Operand.QUERY:
+                yield from (f"{name} = {name} * sm_scale" for name in _names(product.name, columns))
             yield f"{pointer} += tl.cast(tile * BLOCK_N, tl.int64) * {row}"
-            tile = f"{pointer} + places[:, None].to(tl.int64) * {row} + {columns}[None, :] * {column}"
-            yield f"{product.name}_tile = {tile}"
-            store = " & ".join(("inside", *d_mask(f"{columns}[None, :]", head_dim)))
-            yield f"tl.store({product.name}_tile, {product.name}.to({pointer}.dtype.element_ty), mask={store})"
+            for (offs, one), name in zip(columns.items(), _names(product.name, columns), strict=True):
+                place = f"{pointer} + places[:, None].to(tl.int64) * {row} + {offs}[None, :] * {column}"
+                pointers = f"{product.name}_tile{one.suffix}"
+                yield f"{pointers} = {place}"
+                store = " & ".join(("inside", *d_mask(f"{offs}[None, :]", one)))
+                yield f"tl.store({pointers}, {name}.to({pointer}.dtype.element_ty), mask={store})"
+
+
+def _names(name: str, columns: Mapping[str, Columns]) -> Iterator[str]:
+    return (f"{name}{one.suffix}" for one in columns.values())

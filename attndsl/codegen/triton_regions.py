@@ -6,7 +6,7 @@ In: a `KernelPlan`. Out: a `Region` for each loop, for the printers of kernels t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from attndsl.analysis.axes import axes_of
@@ -15,7 +15,7 @@ from attndsl.codegen.placement import Scope, Side, scope_of
 from attndsl.codegen.plan import Gather, KernelPlan, Operand
 from attndsl.codegen.triton_loops import Loop, loops
 from attndsl.codegen.triton_module import ModuleText
-from attndsl.codegen.triton_text import TileText, d_mask, load_text, offs_dv
+from attndsl.codegen.triton_text import Part, TileText, d_columns, dv_columns, load_text, operand_columns, parts
 from attndsl.codegen.triton_walk import INDENT, KEY_FRAME, ROW_FRAME, SEEN_LO, WalkPrinter, WalkText
 from attndsl.ir.nodes import Expr
 
@@ -28,8 +28,8 @@ class Region:
     """
 
     loop: Loop
-    first_load: str
-    second_load: str
+    first: tuple[Part, ...]
+    second: tuple[Part, ...]
     score_lines: tuple[str, ...]
     peaks: tuple[str, ...]
     value_lines: tuple[str, ...]
@@ -107,6 +107,16 @@ class RegionsText(TileText):
         """The indentation of products."""
         return self.pad + (INDENT * 2 if self.skip else INDENT)
 
+    def product_texts(self, factors: Mapping[Operand, str], rescales: Mapping[Expr, str]) -> Iterator[ProductText]:
+        """The accumulators, one for each piece of a head dim: `factors` is what an operand is multiplied as."""
+        names = self.value_names()
+        for product in self.plan.products:
+            alpha = "" if product.rescale is None else f" * {rescales[product.rescale]}[:, None]"
+            for columns in operand_columns(self.plan, product.operand).values():
+                name, operand = (f"{part}{columns.suffix}" for part in (product.name, product.operand.value))
+                factor = factors[product.operand].format(operand)
+                yield ProductText(name, columns.width, names[product.value], operand, factor, f"{name}{alpha}")
+
     def regions(self) -> Iterator[Region]:
         """The loops over tiles; none where no pair is ever live."""
         if not self.plan.never:
@@ -117,10 +127,7 @@ class RegionsText(TileText):
         ones nothing is hidden, unless a score of -inf hides it."""
         plan, full, indent = self.plan, loop.is_full, len(self.pad) + len(INDENT)
         (first, second), inside = self._tiles, self._inside
-        first_masks = d_mask("offs_d[:, None]", plan.spec.head_dim)
-        second_masks = d_mask(f"{offs_dv(plan)}[None, :]", plan.spec.v_head_dim)
-        if not full:
-            first_masks, second_masks = (f"({inside})[None, :]", *first_masks), (f"({inside})[:, None]", *second_masks)
+        first_masks, second_masks = ((), ()) if full else ((f"({inside})[None, :]",), (f"({inside})[:, None]",))
         score_lines = (
             *self._row_loads(full=full),
             *self.walked_position(full=full),
@@ -130,8 +137,8 @@ class RegionsText(TileText):
         is_hidden = plan.hides_keys if full else not plan.seen_are_bounded
         return Region(
             loop,
-            load_text(first, *first_masks),
-            load_text(second, *second_masks),
+            parts(first, d_columns(plan), "[:, None]", *first_masks),
+            parts(second, dv_columns(plan), "[None, :]", *second_masks),
             score_lines,
             tuple(self._peaks(full=full)),
             tuple(self.value_lines(full=full, indent=indent)),
@@ -140,8 +147,8 @@ class RegionsText(TileText):
 
     @property
     def _tiles(self) -> tuple[str, str]:
-        """The pointers to the two tiles that are met."""
-        return ("k_tile", "v_tile") if self.keeps_queries else ("q_tile", "do_tile")
+        """The two tiles that are met."""
+        return ("k", "v") if self.keeps_queries else ("q", "do")
 
     @property
     def _inside(self) -> str:
@@ -194,5 +201,6 @@ class RegionsText(TileText):
         yield "seen = tl.max((s != -INF).to(tl.int32), 0) != 0"
         for operand in Operand:
             across = "[:, None]" if operand in (Operand.VALUE, Operand.GRADIENT) else "[None, :]"
-            if operand in used:
-                yield f"{operand.value} = tl.where(seen{across}, {operand.value}, 0.0)"
+            for columns in operand_columns(self.plan, operand).values() if operand in used else ():
+                name = f"{operand.value}{columns.suffix}"
+                yield f"{name} = tl.where(seen{across}, {name}, 0.0)"

@@ -5,14 +5,15 @@ In: a `KernelPlan`. Out: lines, for the printer of these kernels (`triton_keys`)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from attndsl.analysis.axes import axes_of
+from attndsl.codegen.head_dims import Columns
 from attndsl.codegen.names import row_pointer
 from attndsl.codegen.plan import OUTPUTS, Gather, KernelPlan, Operand
 from attndsl.codegen.triton_regions import RegionsText
 from attndsl.codegen.triton_signature import stride_names
-from attndsl.codegen.triton_text import d_mask, offs_dv, suffix_of
+from attndsl.codegen.triton_text import d_columns, d_mask, dv_columns, operand_columns, suffix_of
 from attndsl.codegen.triton_walk import INDENT
 from attndsl.ir import build
 from attndsl.ir.nodes import Apply, Const, Expr, RowValue, postorder
@@ -72,7 +73,7 @@ class RowsText(RegionsText):
         if any(product.name == "acc" for product in plan.products):
             yield from self._out_lines()
         if any(product.name == "dq" for product in plan.products):
-            yield from self._store_tile("dq", "dq * sm_scale", "offs_d", plan.spec.head_dim)
+            yield from self._store_tile("dq", ("dq{} * sm_scale",), d_columns(plan))
         if "lse" in plan.stored:
             assert plan.streaming.lse is not None
             yield f"tl.store(Lse + row_base + offs_m, {self._last_text(plan.streaming.lse)}, mask=row_ok)"
@@ -128,7 +129,9 @@ class RowsText(RegionsText):
                 yield f"{part.name} = {part.name} * {self.alphas[part.rescale]}"
         for product in self.plan.products:
             if product.rescale is not None:
-                yield f"{product.name} = {product.name} * {self.alphas[product.rescale]}[:, None]"
+                for columns in operand_columns(self.plan, product.operand).values():
+                    name = f"{product.name}{columns.suffix}"
+                    yield f"{name} = {name} * {self.alphas[product.rescale]}[:, None]"
         yield f"m_i = {new}"
 
     def _out_lines(self) -> Iterator[str]:
@@ -138,27 +141,27 @@ class RowsText(RegionsText):
             yield "# A row without a live key has nothing to divide by: output 0."
         terms = []
         for number, (product, factor) in enumerate(zip(products, factors, strict=False)):
-            lines, text = self._scaled(product.name, factor, f"scale_{number}" if number else "scale_i")
+            lines, scaled = self._scale(factor, f"scale_{number}" if number else "scale_i")
             yield from lines
-            terms.append(text)
-        yield from self._store_tile("out", " + ".join(terms), offs_dv(self.plan), self.plan.spec.v_head_dim)
+            terms.append(f"{product.name}{{}}{scaled}")
+        yield from self._store_tile("out", terms, dv_columns(self.plan))
 
-    def _scaled(self, name: str, factor: Expr, scale: str) -> tuple[tuple[str, ...], str]:
-        """An accumulator times its factor, 0 where that divides by 0: lines before, and the text."""
+    def _scale(self, factor: Expr, scale: str) -> tuple[tuple[str, ...], str]:
+        """What scales an accumulator, to 0 where that would divide by 0: lines before, and what follows its name."""
         if factor is build.real(1.0):
-            return (), name
+            return (), ""
         across = "[:, None]" if Axis.Q in axes_of(factor) else ""
         guarded = self.plan.guards_rows
         match factor:
             case Apply(op=Op.DIV, args=(Const(value=1.0), divisor)) if self.plan.streaming.lse is not None:
                 text = self._last_text(divisor)
                 divided = f"tl.where({text} == 0.0, 1.0, {text})" if guarded else text
-                return (), f"{name} / {divided}{across}"
+                return (), f" / {divided}{across}"
             case _:
                 text = self._last_text(factor)
                 empty = " | ".join(self._empty(factor))
                 value = f"tl.where({empty}, 0.0, {text})" if empty else text
-                return (f"{scale} = {value}",), f"{name} * {scale}{across}"
+                return (f"{scale} = {value}",), f" * {scale}{across}"
 
     def _empty(self, factor: Expr) -> Iterator[str]:
         """What tells that a factor has no value: a divisor of 0, a maximum of nothing."""
@@ -171,13 +174,16 @@ class RowsText(RegionsText):
                 case _:
                     pass
 
-    def _store_tile(self, name: str, value: str, columns: str, head_dim: int) -> Iterator[str]:
+    def _store_tile(self, name: str, terms: Iterable[str], columns: Mapping[str, Columns]) -> Iterator[str]:
+        """What is stored of a tile, the sum of `terms` of its accumulators, with `{}` for the suffixes of columns."""
         pointer = OUTPUTS["acc"] if name == "out" else OUTPUTS[name]
         _, _, row, column = stride_names(pointer)
-        yield f"{name} = {value}"
-        yield f"{name}_tile = {pointer} + offs_m[:, None].to(tl.int64) * {row} + {columns}[None, :] * {column}"
-        store = " & ".join(("row_ok[:, None]", *d_mask(f"{columns}[None, :]", head_dim)))
-        yield f"tl.store({name}_tile, {name}.to({pointer}.dtype.element_ty), mask={store})"
+        for offs, one in columns.items():
+            value, tile = f"{name}{one.suffix}", f"{name}_tile{one.suffix}"
+            yield f"{value} = {' + '.join(term.format(one.suffix) for term in terms)}"
+            yield f"{tile} = {pointer} + offs_m[:, None].to(tl.int64) * {row} + {offs}[None, :] * {column}"
+            store = " & ".join(("row_ok[:, None]", *d_mask(f"{offs}[None, :]", one)))
+            yield f"tl.store({tile}, {value}.to({pointer}.dtype.element_ty), mask={store})"
 
 
 def _reads_rows(value: Expr) -> bool:

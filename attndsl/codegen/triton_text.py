@@ -7,17 +7,28 @@ In: a `KernelPlan`. Out: lines, for the printers of kernels that walk tiles (`tr
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from attndsl.analysis.axes import axes_of
 from attndsl.analysis.statistics import Statistic
+from attndsl.codegen.head_dims import Columns, columns_of
 from attndsl.codegen.placement import Scope, Side, Statement, scope_of
-from attndsl.codegen.plan import Gather, KernelPlan, padded
+from attndsl.codegen.plan import Gather, KernelPlan, Operand
 from attndsl.codegen.triton_expr import KernelPrinter, LoadStyle
 from attndsl.codegen.triton_layout import wrapped
 from attndsl.codegen.triton_signature import TENSORS
 from attndsl.ir import build
 from attndsl.ir.nodes import Expr, RowValue, Scalar, postorder
 from attndsl.ir.variant import ScalarParam
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A tile that is read, or the columns of one: what its names end in, the offsets of its columns, and the read."""
+
+    suffix: str
+    offs: str
+    load: str
 
 
 class TileText:
@@ -238,14 +249,45 @@ class TileText:
         yield from (f"{name} = tl.cast({name}, tl.int64)" for name in names)
 
 
-def d_mask(offsets: str, head_dim: int) -> tuple[str, ...]:
-    """The mask of a padded head dimension; none where it is a power of two."""
-    return () if padded(head_dim) == head_dim else (f"({offsets} < {head_dim})",)
+def d_columns(plan: KernelPlan) -> dict[str, Columns]:
+    """The columns of queries and keys, by the names of their offsets."""
+    return {f"offs_d{columns.suffix}": columns for columns in columns_of(plan.spec.head_dim)}
 
 
-def offs_dv(plan: KernelPlan) -> str:
-    """The columns of values: those of keys, where the padded head dimensions are the same."""
-    return "offs_d" if padded(plan.spec.head_dim) == padded(plan.spec.v_head_dim) else "offs_dv"
+def dv_columns(plan: KernelPlan) -> dict[str, Columns]:
+    """Those of values and outputs: the offsets are those of keys, where as many columns are computed."""
+    found = columns_of(plan.spec.v_head_dim)
+    widths = [columns.width for columns in found]
+    is_alike = widths == [columns.width for columns in columns_of(plan.spec.head_dim)]
+    return {f"offs_{'d' if is_alike else 'dv'}{columns.suffix}": columns for columns in found}
+
+
+def operand_columns(plan: KernelPlan, operand: Operand) -> dict[str, Columns]:
+    """The columns of what a product is taken with."""
+    return dv_columns(plan) if operand in (Operand.VALUE, Operand.GRADIENT) else d_columns(plan)
+
+
+def d_mask(offsets: str, columns: Columns) -> tuple[str, ...]:
+    """The mask of padded columns; none where all of them are there."""
+    return (f"({offsets} < {columns.limit})",) if columns.is_padded else ()
+
+
+def parts(name: str, columns: Mapping[str, Columns], across: str, *masks: str) -> tuple[Part, ...]:
+    """The reads of a tile, `across` being how offsets of columns are spread over it."""
+    return tuple(
+        Part(one.suffix, offs, load_text(f"{name}_tile{one.suffix}", *masks, *d_mask(f"{offs}{across}", one)))
+        for offs, one in columns.items()
+    )
+
+
+def dots(name: str, factors: Iterable[tuple[str, str]], precision: str, whole: str = "{}") -> Iterator[str]:
+    """The sum of products of tiles, one a piece of the head dim; `whole` is what becomes of it."""
+    *others, last = factors
+    before = ""
+    for left, right in others:
+        yield f"{name} = tl.dot({left}, {right}{before}{precision})"
+        before = f", {name}"
+    yield f"{name} = {whole.format(f'tl.dot({last[0]}, {last[1]}{before}{precision})')}"
 
 
 def suffix_of(part: Statistic) -> str:

@@ -1,12 +1,19 @@
-"""Tile shapes by kernel, target, element type and head dimension: the defaults a launch and `compile_for` use."""
+"""Tile shapes by kernel, target, element type and head dimension: the defaults a launch and `compile_for` use, and what
+tuning may try instead.
+
+In: a plan and a family of targets. Out: `TileShape`s. `runtime.tuning` has those measured for a variant.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from enum import Enum
 
+from attndsl.codegen.cpp_tiles import block_of
+from attndsl.codegen.head_dims import padded
 from attndsl.codegen.placement import Side
-from attndsl.codegen.plan import Gather, KernelPlan, padded
+from attndsl.codegen.plan import Gather, KernelPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +28,12 @@ class TileShape:
 
     block_m: int
     block_n: int
-    num_warps: int
-    num_stages: int
+    num_warps: int = 1
+    num_stages: int = 1
 
-
-INTERPRETER = TileShape(32, 32, 4, 1)
+    def __str__(self) -> str:
+        block = f"{self.block_m} x {self.block_n}"
+        return block if self.num_warps == 1 else f"{block}, {self.num_warps} warps, {self.num_stages} stages"
 
 
 class Shape(Enum):
@@ -39,8 +47,8 @@ class Shape(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Tiles up to a padded head dimension: where bounds tell what of a tile takes part, and where it has to look, which
-    takes registers.
+    """Tiles up to a head dimension: where bounds tell what of a tile takes part, and where it has to look, which takes
+    registers; by default the same.
 
     `crowded` is that of gradients, with two products for every pair, whose scores may hide keys or have thresholds
     beside; by default that of those that have to look.
@@ -48,102 +56,126 @@ class Row:
 
     head_dim: int
     bounded: TileShape
-    searching: TileShape
+    searching: TileShape | None = None
     crowded: TileShape | None = None
 
 
-# Chosen for 0 spilled bytes at head dims 64 and 128 and, on Hopper, warp-group products: `benchmarks/compile.py`.
+# The largest tiles that spill nothing, with `wgmma` in every kernel on Hopper (`benchmarks/compile.py` says so of head
+# dims 64 and 128). Wide tiles read less, so a row gives up first what it walks, then what it keeps, then warps.
 _HALF: dict[str, dict[Shape, tuple[Row, ...]]] = {
+    # Operands of products lie in registers, 255 a thread: eight warps share an accumulator of 128 rows.
     "ampere": {
         Shape.FORWARD: (
+            # Three tiles in flight are 96 KiB. Looking for what takes part costs what half of the keys does.
             Row(64, TileShape(128, 64, 8, 3), TileShape(128, 32, 8, 3)),
-            Row(128, TileShape(128, 32, 8, 3), TileShape(128, 32, 8, 3)),
-            Row(256, TileShape(64, 32, 8, 2), TileShape(64, 32, 8, 2)),
+            # The accumulator alone is 64 registers: keys come 32 at a time.
+            Row(128, TileShape(128, 32, 8, 3)),
+            # Twice that again: half the queries, and what is in flight must fit in shared memory.
+            Row(256, TileShape(64, 32, 8, 2)),
         ),
         Shape.KEYS: (
+            # q and the output's gradient stay beside the accumulator.
             Row(64, TileShape(128, 64, 8, 2), TileShape(128, 32, 8, 2)),
-            Row(128, TileShape(64, 32, 4, 2), TileShape(64, 32, 4, 2)),
-            Row(256, TileShape(32, 32, 4, 1), TileShape(32, 32, 4, 1)),
+            # Four warps on 64 queries: 128 with eight spill where masks are read.
+            Row(128, TileShape(64, 32, 4, 2)),
+            Row(256, TileShape(32, 32, 4, 1)),
         ),
         Shape.QUERIES: (
-            Row(64, TileShape(32, 128, 8, 2), TileShape(32, 128, 8, 2), TileShape(16, 128, 8, 2)),
+            # Two accumulators of 128 keys. Values that hide keys are held for 16 queries at a time at most.
+            Row(64, TileShape(32, 128, 8, 2), None, TileShape(16, 128, 8, 2)),
+            # Where the mask must be looked at, 64 keys and twice the queries read as much.
             Row(128, TileShape(16, 128, 8, 2), TileShape(32, 64, 8, 2), TileShape(16, 64, 8, 2)),
-            Row(256, TileShape(16, 32, 8, 1), TileShape(16, 32, 8, 1)),
+            Row(256, TileShape(16, 32, 8, 1)),
         ),
         Shape.DIAGONAL: (
-            Row(64, TileShape(32, 32, 4, 1), TileShape(32, 32, 4, 1)),
-            Row(256, TileShape(32, 32, 8, 1), TileShape(32, 32, 8, 1)),
+            # The accumulator has a number for each pair, and is all that is kept.
+            Row(64, TileShape(32, 32, 4, 1)),
+            # Both products of a pair are long: twice the warps hold them.
+            Row(256, TileShape(32, 32, 8, 1)),
         ),
     },
+    # Warp groups read operands from shared memory: accumulators and scores are all that registers hold.
     "hopper": {
         Shape.FORWARD: (
+            # Two warp groups of 64 rows. What looks at its tiles has one less in flight, and so fewer addresses.
             Row(64, TileShape(128, 64, 8, 3), TileShape(128, 64, 8, 2)),
             Row(128, TileShape(128, 64, 8, 3), TileShape(128, 64, 8, 2)),
-            Row(256, TileShape(64, 32, 4, 2), TileShape(64, 32, 4, 2)),
+            # One warp group, whose accumulator takes half of all registers.
+            Row(256, TileShape(64, 32, 4, 2)),
         ),
         Shape.KEYS: (
-            Row(64, TileShape(128, 64, 8, 2), TileShape(128, 64, 8, 2)),
+            Row(64, TileShape(128, 64, 8, 2)),
+            # Two products for every pair: a mask leaves room for half of them.
             Row(128, TileShape(128, 64, 8, 2), TileShape(128, 32, 8, 2)),
-            Row(256, TileShape(64, 32, 4, 1), TileShape(64, 32, 4, 1)),
+            Row(256, TileShape(64, 32, 4, 1)),
         ),
         Shape.QUERIES: (
             Row(64, TileShape(64, 128, 8, 2), TileShape(32, 128, 8, 2)),
+            # Two accumulators of 128 by 128 are 128 registers: queries come in as few as the rest allows.
             Row(128, TileShape(32, 128, 8, 2), TileShape(16, 128, 8, 2), TileShape(16, 64, 8, 2)),
-            Row(256, TileShape(16, 64, 8, 1), TileShape(16, 64, 8, 1)),
+            Row(256, TileShape(16, 64, 8, 1)),
         ),
-        Shape.DIAGONAL: (Row(256, TileShape(64, 64, 4, 1), TileShape(64, 64, 4, 1)),),
+        # One warp group, 64 by 64: its accumulator is 32 registers whatever the head dim.
+        Shape.DIAGONAL: (Row(256, TileShape(64, 64, 4, 1)),),
     },
+    # Accumulators lie in tensor memory, and pass through registers when they are rescaled.
     "blackwell": {
         Shape.FORWARD: (
+            # What looks at its tiles holds scores and mask at once: a quarter of a tile, with half of the warps.
             Row(64, TileShape(128, 64, 8, 3), TileShape(64, 32, 4, 3)),
             Row(128, TileShape(128, 64, 8, 3), TileShape(128, 32, 8, 2)),
-            Row(256, TileShape(64, 32, 4, 2), TileShape(64, 32, 4, 2)),
+            Row(256, TileShape(64, 32, 4, 2)),
         ),
         Shape.KEYS: (
-            Row(64, TileShape(128, 32, 8, 2), TileShape(128, 32, 8, 2), TileShape(64, 32, 4, 2)),
+            # Both scores of a pair come back to registers: 32 keys at a time.
+            Row(64, TileShape(128, 32, 8, 2), None, TileShape(64, 32, 4, 2)),
             Row(128, TileShape(128, 64, 8, 2), TileShape(128, 32, 8, 2)),
-            Row(256, TileShape(64, 32, 4, 1), TileShape(64, 32, 4, 1)),
+            Row(256, TileShape(64, 32, 4, 1)),
         ),
         Shape.QUERIES: (
             Row(64, TileShape(64, 128, 8, 2), TileShape(32, 128, 8, 2)),
+            # With one tile in flight its addresses are computed when they are needed.
             Row(128, TileShape(32, 128, 8, 2), TileShape(32, 128, 8, 1), TileShape(32, 64, 8, 2)),
-            Row(256, TileShape(16, 64, 8, 1), TileShape(16, 64, 8, 1)),
+            Row(256, TileShape(16, 64, 8, 1)),
         ),
-        Shape.DIAGONAL: (Row(256, TileShape(64, 64, 4, 1), TileShape(64, 64, 4, 1)),),
+        Shape.DIAGONAL: (Row(256, TileShape(64, 64, 4, 1)),),
     },
+    # Warps of 64 lanes and 64 KiB of shared memory: four warps, and one tile in flight.
     "hip": {
-        Shape.FORWARD: (
-            Row(64, TileShape(128, 64, 4, 1), TileShape(128, 64, 4, 1)),
-            Row(128, TileShape(128, 64, 4, 1), TileShape(128, 64, 4, 1)),
-            Row(256, TileShape(64, 32, 4, 1), TileShape(64, 32, 4, 1)),
-        ),
-        Shape.KEYS: (
-            Row(128, TileShape(64, 32, 4, 1), TileShape(64, 32, 4, 1)),
-            Row(256, TileShape(32, 32, 4, 1), TileShape(32, 32, 4, 1)),
-        ),
-        Shape.QUERIES: (
-            Row(128, TileShape(32, 64, 4, 1), TileShape(32, 64, 4, 1)),
-            Row(256, TileShape(32, 32, 4, 1), TileShape(32, 32, 4, 1)),
-        ),
-        Shape.DIAGONAL: (Row(256, TileShape(32, 32, 4, 1), TileShape(32, 32, 4, 1)),),
+        Shape.FORWARD: (Row(128, TileShape(128, 64, 4, 1)), Row(256, TileShape(64, 32, 4, 1))),
+        Shape.KEYS: (Row(128, TileShape(64, 32, 4, 1)), Row(256, TileShape(32, 32, 4, 1))),
+        Shape.QUERIES: (Row(128, TileShape(32, 64, 4, 1)), Row(256, TileShape(32, 32, 4, 1))),
+        Shape.DIAGONAL: (Row(256, TileShape(32, 32, 4, 1)),),
     },
 }
+# Elements twice as large, and products on plain arithmetic units, whose operands are registers: small tiles everywhere.
 _FULL = (
-    Row(64, TileShape(64, 32, 8, 2), TileShape(64, 32, 8, 2)),
-    Row(128, TileShape(32, 32, 4, 2), TileShape(32, 32, 4, 2)),
-    Row(256, TileShape(16, 16, 4, 1), TileShape(16, 16, 4, 1)),
+    Row(64, TileShape(64, 32, 8, 2)),
+    Row(128, TileShape(32, 32, 4, 2)),
+    Row(256, TileShape(16, 16, 4, 1)),
 )
+
+INTERPRETER = TileShape(32, 32, 4, 1)
+"""The interpreter runs a tile as a few calls of numpy: small, so that tests meet tile edges; warps mean nothing."""
+
+FAMILIES = tuple(_HALF)
+"""The targets a table has rows for. On "cpu" and in the "interpreter" one tile serves all."""
 
 
 def default_tile(family: str, plan: KernelPlan) -> TileShape:
-    """The tile of a plan on a target family: "ampere", "hopper", "blackwell" or "hip"."""
-    spec = plan.spec
-    head_dim = padded(max(spec.head_dim, spec.v_head_dim))
-    rows = _FULL if spec.dtype == "fp32" else _HALF[family][_shape(plan)]
+    """The tile of a plan on a target family: one of `FAMILIES`, "cpu" or "interpreter"."""
+    match family:
+        case "cpu":
+            return TileShape(*block_of(plan))
+        case "interpreter":
+            return INTERPRETER
+    rows = _FULL if plan.spec.dtype == "fp32" else _HALF[family][_shape(plan)]
+    head_dim = padded(max(plan.spec.head_dim, plan.spec.v_head_dim))
     row = next(row for row in rows if head_dim <= row.head_dim)
+    searching = row.bounded if row.searching is None else row.searching
     if _shape(plan) in (Shape.KEYS, Shape.QUERIES) and (plan.hides_keys or plan.has_thresholds):
-        return row.searching if row.crowded is None else row.crowded
-    return row.bounded if plan.seen_are_bounded else row.searching
+        return searching if row.crowded is None else row.crowded
+    return row.bounded if plan.seen_are_bounded else searching
 
 
 def _shape(plan: KernelPlan) -> Shape:
@@ -161,3 +193,49 @@ def family_of(backend: str, capability: int) -> str:
     if capability >= 100:
         return "blackwell"
     return "hopper" if capability >= 90 else "ampere"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What tuning may try on a target: from the least to the most of each."""
+
+    block: tuple[int, int]
+    warps: tuple[int, int]
+    stages: tuple[int, int]
+
+
+# A matrix product takes 16 rows at least. More than eight warps have fewer registers each than any kernel needs.
+_GPU = Limits((16, 256), (4, 8), (1, 4))
+_LIMITS = {
+    # Vectors and matrix registers take 32 queries; tiles beyond 128 leave the first cache.
+    "cpu": Limits((32, 128), (1, 1), (1, 1)),
+    "interpreter": Limits((16, 64), (4, 4), (1, 1)),
+    # A stage more is a tile more in 64 KiB.
+    "hip": Limits((16, 256), (2, 8), (1, 2)),
+}
+
+
+def limits_of(family: str) -> Limits:
+    """What tuning may try on a family."""
+    return _LIMITS.get(family, _GPU)
+
+
+def neighbours(family: str, tile: TileShape, *, is_square: bool) -> Iterator[TileShape]:
+    """The tiles one step away: half or twice of one side, of both in turn, or of the warps; a stage more or less."""
+    m, n, warps, stages = tile.block_m, tile.block_n, tile.num_warps, tile.num_stages
+    sides = ((m // 2, n), (2 * m, n), (m, n // 2), (m, 2 * n), (m // 2, 2 * n), (2 * m, n // 2))
+    blocks = ((m // 2, m // 2), (2 * m, 2 * m)) if is_square else sides
+    tried = [replace(tile, block_m=rows, block_n=keys) for rows, keys in blocks]
+    tried += [replace(tile, num_warps=count) for count in (warps // 2, 2 * warps)]
+    tried += [replace(tile, num_stages=count) for count in (stages - 1, stages + 1)]
+    yield from (found for found in tried if is_within(family, found))
+
+
+def is_within(family: str, tile: TileShape) -> bool:
+    """Whether kernels of a family can have a tile."""
+    limits = limits_of(family)
+    sizes = ((tile.block_m, limits.block), (tile.block_n, limits.block))
+    counts = ((tile.num_warps, limits.warps), (tile.num_stages, limits.stages))
+    powers = (*sizes, counts[0])
+    are_powers = all(size > 0 and size & (size - 1) == 0 for size, _ in powers)
+    return are_powers and all(least <= size <= most for size, (least, most) in (*sizes, *counts))

@@ -36,6 +36,9 @@ RANDOM = settings(
     suppress_health_check=list(HealthCheck),
     max_examples=60,
 )
+PIECES = ("", "_0", "_1")
+"""What the names of tiles end in: of a head dim that is computed at once, and of one in pieces."""
+
 SPECIALISATIONS = st.builds(
     Specialisation,
     st.sampled_from(("bf16", "fp32")),
@@ -226,7 +229,7 @@ def check_names(emitted: Emitted) -> None:
     arguments = {arg.arg for arg in kernel.args.args}
     helpers = {node.name for node in ast.parse(emitted.text).body if isinstance(node, ast.FunctionDef)}
     ends = {name for name in names_in(kernel) if re.fullmatch(r"(key|row|full)_(lo|hi)_\d", name)}
-    numbered = {name for name in names_in(kernel) if re.fullmatch(r"(p|acc|scale|alpha|shift)_\d", name)}
+    numbered = {name for name in names_in(kernel) if re.fullmatch(r"(p|acc|scale|alpha|shift)_\d(_[01])?", name)}
     statistics = {name for part in plan.statistics for name in (part.name, part.grown.name)} | set(plan.kept)
     assert names_in(kernel) - (KERNEL_NAMES | statements | statistics | arguments | helpers | ends | numbered) == set()
     assert not statements & (KERNEL_NAMES | arguments | ends)
@@ -241,7 +244,9 @@ def test_full_tiles_know_nothing_of_the_mask(case: Case, spec: Specialisation) -
 
 
 def check_full_tiles(emitted: Emitted) -> None:
-    allowed = {"offs_d", "offs_dv"} | ({"seen"} if emitted.plan.hides_keys else set())
+    allowed = {f"{name}{piece}" for name in ("offs_d", "offs_dv") for piece in PIECES} | (
+        {"seen"} if emitted.plan.hides_keys else set()
+    )
     hidden = {"live"} if emitted.plan.hides_keys else set()
     # What is written pair by pair stays inside of the tensor it is written to.
     score = named(emitted.plan.placement.full_walked, emitted.plan.placement.full_tile) | {"s", "inside"}
@@ -295,7 +300,8 @@ def test_full_tiles_are_met() -> None:
 def test_what_is_free_of_the_key_is_read_before_the_loops(case: Case, spec: Specialisation) -> None:
     emitted = emit(case.variant, spec)
     placed = emitted.plan.placement
-    along_keys = named(placed.walked, placed.tile) | {"k_tile", "v_tile", "kv_idx"}
+    along_keys = named(placed.walked, placed.tile) | {"kv_idx"}
+    along_keys |= {f"{name}{piece}" for name in ("k_tile", "v_tile") for piece in PIECES}
     for _, loop in key_loops(emitted):
         stored = {node.id for node in ast.walk(loop) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
         assert not stored & named(placed.program, placed.own)

@@ -6,8 +6,9 @@ import pytest
 
 from attndsl.analysis.bounds import Strategy
 from attndsl.codegen.describe import describe
+from attndsl.codegen.head_dims import padded
 from attndsl.codegen.names import KERNEL_NAMES, kernel_names
-from attndsl.codegen.plan import KernelPlan, Specialisation, padded
+from attndsl.codegen.plan import KernelPlan, Specialisation
 from attndsl.compiler import Compilation
 from attndsl.diagnostics import UnsupportedError
 from attndsl.frontend.parse import parse

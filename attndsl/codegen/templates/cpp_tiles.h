@@ -1,8 +1,6 @@
 // Tiles of scores, kept transposed: vectors run along the queries, and a panel of them holds a vector for each key. Row
 // statistics are then elementwise, and keys are read as they lie in memory.
 
-constexpr int BLOCK_M = 64;
-constexpr int BLOCK_N = 64;
 constexpr int VECTORS = BLOCK_M / LANES;
 constexpr real LOG2E = 1.4426950408889634;
 

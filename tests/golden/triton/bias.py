@@ -82,19 +82,25 @@ def forward(
 
     offs_m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = tl.arange(0, BLOCK_N)
-    offs_d = tl.arange(0, 128)
+    offs_d_0 = tl.arange(0, 64)
+    offs_d_1 = 64 + tl.arange(0, 32)
     # Rows past the end repeat the last one and are not stored.
     rows = tl.minimum(offs_m, q_len - 1)
-    q_tile = Q + rows[:, None].to(tl.int64) * stride_qm + offs_d[None, :] * stride_qd
-    q = tl.load(q_tile, mask=(offs_d[None, :] < 96), other=0.0)
-    k_offs = offs_n[None, :] * stride_kn + offs_d[:, None] * stride_kd
-    v_offs = offs_n[:, None] * stride_vn + offs_d[None, :] * stride_vd
+    q_tile_0 = Q + rows[:, None].to(tl.int64) * stride_qm + offs_d_0[None, :] * stride_qd
+    q_0 = tl.load(q_tile_0)
+    q_tile_1 = Q + rows[:, None].to(tl.int64) * stride_qm + offs_d_1[None, :] * stride_qd
+    q_1 = tl.load(q_tile_1)
+    k_offs_0 = offs_n[None, :] * stride_kn + offs_d_0[:, None] * stride_kd
+    k_offs_1 = offs_n[None, :] * stride_kn + offs_d_1[:, None] * stride_kd
+    v_offs_0 = offs_n[:, None] * stride_vn + offs_d_0[None, :] * stride_vd
+    v_offs_1 = offs_n[:, None] * stride_vn + offs_d_1[None, :] * stride_vd
 
     q_idx = q_offset + rows[:, None]
 
     m_i = tl.full([BLOCK_M], -INF, tl.float32)
     l_i = tl.zeros([BLOCK_M], tl.float32)
-    acc = tl.zeros([BLOCK_M, 128], tl.float32)
+    acc_0 = tl.zeros([BLOCK_M, 64], tl.float32)
+    acc_1 = tl.zeros([BLOCK_M, 32], tl.float32)
 
     # Keys that some query of the tile sees.
     key_hi = kv_len
@@ -106,9 +112,12 @@ def forward(
     # Full tiles: every pair is live.
     for start_n in range(full_lo, full_hi, BLOCK_N):
         keys = start_n + offs_n
-        k_tile = K + tl.cast(start_n, tl.int64) * stride_kn + k_offs
-        k = tl.load(k_tile, mask=(offs_d[:, None] < 96), other=0.0)
-        qk = tl.dot(q, k, input_precision="ieee") * sm_scale
+        k_tile_0 = K + tl.cast(start_n, tl.int64) * stride_kn + k_offs_0
+        k_0 = tl.load(k_tile_0)
+        k_tile_1 = K + tl.cast(start_n, tl.int64) * stride_kn + k_offs_1
+        k_1 = tl.load(k_tile_1)
+        qk = tl.dot(q_0, k_0, input_precision="ieee")
+        qk = tl.dot(q_1, k_1, qk, input_precision="ieee") * sm_scale
         kv_idx = keys[None, :]
         # golden.attn:1
         bias_hqk = tl.load(
@@ -118,23 +127,30 @@ def forward(
         s = qk + bias_hqk
         m_new = tl.maximum(m_i, tl.max(s, 1))
         shift = tl.where(m_new == -INF, 0.0, m_new)
-        v_tile = V + tl.cast(start_n, tl.int64) * stride_vn + v_offs
-        v = tl.load(v_tile, mask=(offs_d[None, :] < 96), other=0.0)
+        v_tile_0 = V + tl.cast(start_n, tl.int64) * stride_vn + v_offs_0
+        v_0 = tl.load(v_tile_0)
+        v_tile_1 = V + tl.cast(start_n, tl.int64) * stride_vn + v_offs_1
+        v_1 = tl.load(v_tile_1)
         p = tl.exp2((s - shift[:, None]) * LOG2E)
         alpha = tl.exp2((m_i - shift) * LOG2E)
         # A key that no query of the tile sees stays out of the product, whatever it holds.
         seen = tl.max((s != -INF).to(tl.int32), 0) != 0
-        v = tl.where(seen[:, None], v, 0.0)
-        acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision="ieee")
+        v_0 = tl.where(seen[:, None], v_0, 0.0)
+        v_1 = tl.where(seen[:, None], v_1, 0.0)
+        acc_0 = tl.dot(p.to(v_0.dtype), v_0, acc_0 * alpha[:, None], input_precision="ieee")
+        acc_1 = tl.dot(p.to(v_1.dtype), v_1, acc_1 * alpha[:, None], input_precision="ieee")
         l_i = l_i * alpha + tl.sum(p, 1)
         m_i = m_new
 
     # Partial tiles after the full ones.
     for start_n in range(full_hi, key_hi, BLOCK_N):
         keys = start_n + offs_n
-        k_tile = K + tl.cast(start_n, tl.int64) * stride_kn + k_offs
-        k = tl.load(k_tile, mask=(keys < kv_len)[None, :] & (offs_d[:, None] < 96), other=0.0)
-        qk = tl.dot(q, k, input_precision="ieee") * sm_scale
+        k_tile_0 = K + tl.cast(start_n, tl.int64) * stride_kn + k_offs_0
+        k_0 = tl.load(k_tile_0, mask=(keys < kv_len)[None, :], other=0.0)
+        k_tile_1 = K + tl.cast(start_n, tl.int64) * stride_kn + k_offs_1
+        k_1 = tl.load(k_tile_1, mask=(keys < kv_len)[None, :], other=0.0)
+        qk = tl.dot(q_0, k_0, input_precision="ieee")
+        qk = tl.dot(q_1, k_1, qk, input_precision="ieee") * sm_scale
         kv_idx = tl.minimum(keys, kv_len - 1)[None, :]
         # golden.attn:1
         bias_hqk = tl.load(
@@ -146,21 +162,28 @@ def forward(
         s = tl.where(live, s, -INF)
         m_new = tl.maximum(m_i, tl.max(s, 1))
         shift = tl.where(m_new == -INF, 0.0, m_new)
-        v_tile = V + tl.cast(start_n, tl.int64) * stride_vn + v_offs
-        v = tl.load(v_tile, mask=(keys < kv_len)[:, None] & (offs_d[None, :] < 96), other=0.0)
+        v_tile_0 = V + tl.cast(start_n, tl.int64) * stride_vn + v_offs_0
+        v_0 = tl.load(v_tile_0, mask=(keys < kv_len)[:, None], other=0.0)
+        v_tile_1 = V + tl.cast(start_n, tl.int64) * stride_vn + v_offs_1
+        v_1 = tl.load(v_tile_1, mask=(keys < kv_len)[:, None], other=0.0)
         p = tl.exp2((s - shift[:, None]) * LOG2E)
         alpha = tl.exp2((m_i - shift) * LOG2E)
         # A key that no query of the tile sees stays out of the product, whatever it holds.
         seen = tl.max((s != -INF).to(tl.int32), 0) != 0
-        v = tl.where(seen[:, None], v, 0.0)
-        acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision="ieee")
+        v_0 = tl.where(seen[:, None], v_0, 0.0)
+        v_1 = tl.where(seen[:, None], v_1, 0.0)
+        acc_0 = tl.dot(p.to(v_0.dtype), v_0, acc_0 * alpha[:, None], input_precision="ieee")
+        acc_1 = tl.dot(p.to(v_1.dtype), v_1, acc_1 * alpha[:, None], input_precision="ieee")
         l_i = l_i * alpha + tl.sum(p, 1)
         m_i = m_new
 
     row_ok = offs_m < q_len
     tl.store(Max + row_base + offs_m, m_i, mask=row_ok)
     # A row without a live key has nothing to divide by: output 0.
-    out = acc / tl.where(l_i == 0.0, 1.0, l_i)[:, None]
-    out_tile = Out + offs_m[:, None].to(tl.int64) * stride_om + offs_d[None, :] * stride_od
-    tl.store(out_tile, out.to(Out.dtype.element_ty), mask=row_ok[:, None] & (offs_d[None, :] < 96))
+    out_0 = acc_0 / tl.where(l_i == 0.0, 1.0, l_i)[:, None]
+    out_tile_0 = Out + offs_m[:, None].to(tl.int64) * stride_om + offs_d_0[None, :] * stride_od
+    tl.store(out_tile_0, out_0.to(Out.dtype.element_ty), mask=row_ok[:, None])
+    out_1 = acc_1 / tl.where(l_i == 0.0, 1.0, l_i)[:, None]
+    out_tile_1 = Out + offs_m[:, None].to(tl.int64) * stride_om + offs_d_1[None, :] * stride_od
+    tl.store(out_tile_1, out_1.to(Out.dtype.element_ty), mask=row_ok[:, None])
     tl.store(Lse + row_base + offs_m, m_i + tl.log(l_i), mask=row_ok)
