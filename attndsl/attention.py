@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -36,6 +36,7 @@ from attndsl.runtime.facts import FactBook
 from attndsl.runtime.planner import BlockPlan, plan_blocks
 from attndsl.runtime.reports import CompileReport
 from attndsl.runtime.statistics import Aux, Sums, wanted_statistics
+from attndsl.runtime.tuning_report import TuningReport
 
 __all__ = ["Attention", "Aux", "Explanation", "attention"]
 
@@ -152,6 +153,43 @@ class Attention:
             return_aux=return_aux,
             backend="reference",
         )
+
+    def tune(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+        q_offset: int | Tensor = 0,
+        blocks: Any = None,
+        backward: bool | None = None,
+        backend: str = "auto",
+        candidates: Sequence[Any] | None = None,
+        budget: float = 120.0,
+    ) -> TuningReport:
+        """Measure the tiles of every kernel on these tensors, and use the fastest from now on, in later processes too.
+
+        Arguments as for a call. `backward`: whether gradients are tuned too, by default where some tensor requires one.
+        `candidates`: tiles to try, `(queries, keys)` or `(queries, keys, warps, stages)`; by default those around the
+        best so far, for as long as it gets better and `budget` seconds are not over. Results of every tile are held
+        against the reference in some rows. What is chosen is kept on disk for this variant, element type, head dims,
+        sizes of this order, device and versions.
+        """
+        asked = backend_named(backend)
+        if all(isinstance(tensor, Tensor) for tensor in (q, k, v)):
+            q, k, v = cast_by_autocast(q, k, v)
+        call = self._checked(q, k, v, scale=scale, enable_gqa=enable_gqa, q_offset=q_offset)
+        if blocks is not None:
+            routed = self._routed(table_of_call(blocks, call, enable_gqa), call.values, q_offset)
+            how: dict[str, Any] = {"backward": backward, "candidates": candidates, "budget": budget}
+            return routed.tune(q, k, v, scale=scale, enable_gqa=enable_gqa, q_offset=q_offset, backend=backend, **how)
+        from attndsl.tuner import tune  # which most processes never ask for
+
+        facts = self._facts.of(self._compilation.source, self._compilation.program, call)
+        target = TARGETS.get(chosen(asked, call))
+        return tune(self._compilation, self._facts, facts, call, target, backward, candidates, budget)
 
     def bind(self, **values: Any) -> Attention:
         """The same kernels with other values of parameters, by name (or `**{"mod.name": value}`)."""

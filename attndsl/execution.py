@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from attndsl.analysis.backward import Backward
 from attndsl.analysis.bounds import Strategy
 from attndsl.analysis.streaming import Refusal
 from attndsl.analysis.structure import Structure
+from attndsl.codegen.cpp_tiles import BLOCK
 from attndsl.codegen.names import row_pointer
 from attndsl.codegen.placement import Side
 from attndsl.codegen.plan import Emitted, Gather, KernelPlan, Specialisation, Target
@@ -33,6 +35,7 @@ from attndsl.runtime.launch import Launch, Rows
 from attndsl.runtime.native import launch as native
 from attndsl.runtime.tables import Lists, TileTable
 from attndsl.runtime.tiles import TileShape
+from attndsl.runtime.tuning import tuned_tile
 
 
 @dataclass(frozen=True)
@@ -209,14 +212,22 @@ class Kernels:
             case Gather.PAIRS:
                 return (call.q_len, len(stretch))
 
-    def _launch(self, call: Call, task: Launch) -> None:
-        launch.run(call, task)
+    def _launch(self, call: Call, task: Launch) -> Any:
+        return launch.run(call, task)
 
     def _tile(self, call: Call, kernel: Emitted) -> TileShape:
-        tile = launch.tile_for(call, kernel.plan) if self.tile is None else self.tile
+        tile = (
+            self.tile or self._tuned(call, kernel.plan.kernel, kernel.plan.spec) or launch.tile_for(call, kernel.plan)
+        )
         if kernel.plan.gather is Gather.DIAGONAL:
             return replace(tile, block_n=tile.block_m)
         return tile
+
+    def _tuned(self, call: Call, name: str, spec: Specialisation) -> TileShape | None:
+        """The tile measured for calls like this one; further sums make other kernels of a backward."""
+        if self.returned and not is_forward(name):
+            return None
+        return tuned_tile(self.compilation.fingerprint, name, spec, call)
 
 
 def _with_a_column(call: Call, dout: Tensor) -> tuple[Call, Tensor]:
@@ -231,12 +242,21 @@ class NativeKernels(Kernels):
 
     def forward(self, call: Call) -> Rows:
         spec = replace(self._spec(call), storages=native.storages(self.program, call))
-        rows = native.forward(call, *self._planned(call, "forward", spec))
+        rows = self._forward(call, *self._planned(call, "forward", spec))
         return (
             replace(rows, sums=self._run(call, "row_outputs", self._spec(call), {}, rows.kept))
             if self.returned
             else rows
         )
+
+    def _forward(self, call: Call, kernel: Emitted, tile: TileShape, table: TileTable | None) -> Rows:
+        return native.forward(call, kernel, tile, table)
+
+    def _planned(self, call: Call, name: str, spec: Specialisation) -> tuple[Emitted, TileShape, TileTable | None]:
+        """The text of a kernel is written for its tile. What is taken in stretches of keys has the default's."""
+        tile = None if name == "backward_pairs" else self._tuned(call, name, spec)
+        block = None if tile is None or (tile.block_m, tile.block_n) == BLOCK else (tile.block_m, tile.block_n)
+        return super()._planned(call, name, replace(spec, block=block))
 
     def _walks(self, of_queries: bool, of_keys: bool, by_distance: bool) -> Iterator[str]:
         if of_queries and of_keys:

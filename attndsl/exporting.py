@@ -17,10 +17,8 @@ from attndsl.codegen.plan import KernelPlan, Specialisation
 from attndsl.compiler import Compilation
 from attndsl.diagnostics import Reporter, UnsupportedError
 from attndsl.ir.variant import Variant
-from attndsl.runtime.tiles import default_tile
+from attndsl.runtime.tiles import FAMILIES, default_tile
 from attndsl.version import __version__
-
-FAMILIES = ("ampere", "hopper", "blackwell", "hip")
 
 
 def exported(compilation: Compilation, source: Variant, spec: Specialisation) -> str:

@@ -82,13 +82,15 @@ def attend(
     enable_gqa: bool = False,
     q_offset: int | Tensor = 0,
     sums: Sequence[RowSum] = (),
+    rows: Tensor | None = None,
 ) -> Result:
     """Attention of `q [B, Hq, Nq, Dk]` over `k [B, Hkv, Nk, Dk]`, `v [B, Hkv, Nk, Dv]`; out has q's dtype.
 
-    `sums` are further outputs; the values of their parameters are among `values`.
+    `sums` are further outputs; the values of their parameters are among `values`. `rows` are the queries wanted, where
+    not all of them are.
     """
     with _as_written(q):
-        weighed = weigh(variant, values, q, k, scale=scale, enable_gqa=enable_gqa, q_offset=q_offset)
+        weighed = weigh(variant, values, q, k, scale=scale, enable_gqa=enable_gqa, q_offset=q_offset, rows=rows)
         env, live = weighed.env, weighed.live
         v = torch.where(live.any(-2)[..., None], _shared(v, q, enable_gqa), 0)
         weights = _Rounded.apply(weighed.weights, q.dtype)  # type: ignore[no-untyped-call]
@@ -107,8 +109,9 @@ def weigh(
     scale: float | None = None,
     enable_gqa: bool = False,
     q_offset: int | Tensor = 0,
+    rows: Tensor | None = None,
 ) -> Weighed:
-    """The final score and the final weight of every pair."""
+    """The final score and the final weight of every pair, or of those of some `rows`."""
     with _as_written(q):
         k = _shared(k, q, enable_gqa)
         scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
@@ -125,7 +128,9 @@ def weigh(
             dtype=dtype,
             device=q.device,
         )
-        mask = evaluate(variant.mask, env).expand(batch, heads, q_len, kv_len)
+        if rows is not None:
+            env, q = replace(env, leaves={**env.leaves, build.Q: env.leaves[build.Q][:, :, rows]}), q[:, :, rows]
+        mask = evaluate(variant.mask, env).expand(batch, heads, q.shape[2], kv_len)
 
         # Twice: which pairs are live depends on the scores, and what only dead pairs touch must not enter the products.
         with torch.no_grad():

@@ -45,6 +45,7 @@ class Kind(Enum):
     MODULE = rf"\w+_(?P<digest>[0-9a-f]{{{DIGITS}}})_[0-9a-f]{{8}}\.py"
     LIBRARY = rf"(?P<digest>[0-9a-f]{{{DIGITS}}})\.so"
     RECORD = rf"\w+_(?P<digest>[0-9a-f]{{{DIGITS}}})\.sha256"
+    TILE = rf"\w+_(?P<digest>[0-9a-f]{{{DIGITS}}})\.tile"
     UNFINISHED = rf"\.(\w+_)?(?P<digest>[0-9a-f]{{{DIGITS}}})(_[0-9a-f]{{8}})?\.\w+"
 
 

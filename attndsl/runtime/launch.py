@@ -17,7 +17,7 @@ from attndsl.runtime.arguments import Call, PagedCall
 from attndsl.runtime.interpreter import mend_interpreter, silent_arithmetic
 from attndsl.runtime.store import load_module
 from attndsl.runtime.tables import TileTable
-from attndsl.runtime.tiles import INTERPRETER, TileShape, default_tile, family_of
+from attndsl.runtime.tiles import TileShape, default_tile, family_of
 
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 MAX_HEAD_DIM = 256
@@ -53,8 +53,8 @@ class Launch:
     sizes: Mapping[str, int] = field(default_factory=dict)
 
 
-def run(call: Call, launch: Launch) -> None:
-    """Run a kernel; what it writes is among its tensors."""
+def run(call: Call, launch: Launch) -> Any:
+    """Run a kernel; what it writes is among its tensors. What Triton compiled, where it did."""
     plan, tile = launch.kernel.plan, launch.tile
     interpret = call.q.device.type != "cuda"
     if interpret:
@@ -66,14 +66,13 @@ def run(call: Call, launch: Launch) -> None:
         programs = -(-call.q_len // tile.block_m) * call.batch * call.heads
     else:
         programs = -(-call.kv_len // tile.block_n) * call.batch * call.kv_heads
-    if programs:
-        _launch(kernel, (programs,), _arguments(call, launch), call.q, tile)
+    return _launch(kernel, (programs,), _arguments(call, launch), call.q, tile) if programs else None
 
 
-def _launch(kernel: Any, grid: tuple[int], arguments: Iterator[Any], q: Tensor, tile: TileShape) -> None:
+def _launch(kernel: Any, grid: tuple[int], arguments: Iterator[Any], q: Tensor, tile: TileShape) -> Any:
     # Triton launches on the current device, which need not be the tensors'.
     with torch.cuda.device_of(q), nullcontext() if q.is_cuda else silent_arithmetic():
-        kernel[grid](
+        return kernel[grid](
             *arguments,
             BLOCK_M=tile.block_m,
             BLOCK_N=tile.block_n,
@@ -117,8 +116,12 @@ def _arguments(call: Call, launch: Launch) -> Iterator[Any]:
 
 def tile_for(call: Call, plan: KernelPlan) -> TileShape:
     """The tile shape a launch uses by default."""
+    return default_tile(family_for(call), plan)
+
+
+def family_for(call: Call) -> str:
+    """The row of the table of tiles for the device of a call."""
     if call.q.device.type != "cuda":
-        return INTERPRETER
+        return "interpreter"
     major, minor = torch.cuda.get_device_capability(call.q.device)
-    family = family_of("hip" if torch.version.hip else "cuda", 10 * major + minor)
-    return default_tile(family, plan)
+    return family_of("hip" if torch.version.hip else "cuda", 10 * major + minor)

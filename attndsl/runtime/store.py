@@ -92,7 +92,7 @@ def _is_stored(path: Path, data: bytes) -> bool:
     except FileNotFoundError:
         return False
     if found != data:
-        _warn(f"the cache entry {path.name} was not what was written; it is regenerated")
+        warn(f"the cache entry {path.name} was not what was written; it is regenerated")
         return False
     _check_private(path.parent)
     return is_private(path)
@@ -140,7 +140,7 @@ def _temporary(path: Path, data: bytes, error: OSError) -> Path:
         reasons = (f"the cache folder: {error.strerror}", f"the temporary folder: {worse.strerror}")
         help_ = "free some space, or set ATTNDSL_CACHE_DIR to a folder you can write to"
         raise fail(UnsupportedError, "no-place-for-kernels", message, None, *reasons, help=help_) from worse
-    _warn(
+    warn(
         f"the cache folder {cache_dir()} cannot be used ({error.strerror}); emitted modules go to a temporary folder, "
         f"{_temporary_dir()}, until this process ends. Set ATTNDSL_CACHE_DIR to a folder you can write to keep them."
     )
@@ -160,7 +160,7 @@ def _remove_own(folder: str, owner: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _warn(message: str) -> None:
+def warn(message: str) -> None:
     """Warns about the line that called into this package."""
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("attndsl."):

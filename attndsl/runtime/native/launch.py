@@ -22,7 +22,6 @@ from attndsl.codegen.cpp_signature import (
     stored_rows,
     symbols,
 )
-from attndsl.codegen.cpp_tiles import block_of
 from attndsl.codegen.plan import Emitted, KernelPlan
 from attndsl.codegen.triton_signature import stride_names
 from attndsl.ir.variant import Param, TensorParam, Variant
@@ -31,7 +30,7 @@ from attndsl.runtime.launch import DTYPES as GPU_DTYPES
 from attndsl.runtime.launch import Launch, Rows
 from attndsl.runtime.native.load import NativeFunction, load_function, parallel_address
 from attndsl.runtime.tables import TileTable
-from attndsl.runtime.tiles import TileShape
+from attndsl.runtime.tiles import TileShape, default_tile
 
 NO_MEMORY = 1
 DTYPES = {**GPU_DTYPES, torch.float64: "fp64"}
@@ -65,7 +64,7 @@ def prepared(variant: Variant, call: Call) -> Call:
 
 def tile_for(call: Call, plan: KernelPlan) -> TileShape:
     """The tile shape the text of a plan is written for."""
-    return TileShape(*block_of(plan), num_warps=1, num_stages=1)
+    return default_tile("cpu", plan)
 
 
 def forward(call: Call, emitted: Emitted, tile: TileShape, table: TileTable | None) -> Rows:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from attndsl.codegen.cpp_tiles import block_of
 from attndsl.codegen.plan import Emitted
 from attndsl.runtime.native.compiler import compiler
 from attndsl.runtime.reports import KernelReport
-from attndsl.runtime.tiles import TileShape
+from attndsl.runtime.tiles import default_tile
 
 _INSTRUCTION = re.compile(r"^\t([a-z][a-z0-9.]*)\b(?!:)", re.MULTILINE)
 _VECTOR_REGISTER = re.compile(r"%[xyz]mm(\d+)|\b[vqz](\d+)\b(?=[.,\s])")
@@ -29,5 +28,5 @@ def report(name: str, emitted: Emitted) -> KernelReport:
         shared_bytes=0,
         instructions=dict(Counter(_INSTRUCTION.findall(listing))),
         assembly=emitted.text,
-        tile=TileShape(*block_of(emitted.plan), num_warps=1, num_stages=1),
+        tile=default_tile("cpu", emitted.plan),
     )
