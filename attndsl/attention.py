@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attndsl import programs
 from attndsl.codegen.plan import Specialisation, Target
 from attndsl.compiler import Compilation
 from attndsl.execution import attend as attend_by_kernels
@@ -68,7 +69,6 @@ class Attention:
         self._compilation = compilation
         self._bindings = bindings
         self._facts = FactBook() if facts is None else facts
-        self._joins = joins_of(compilation)
 
     def __call__(
         self,
@@ -95,6 +95,12 @@ class Attention:
         others. `check=True` also evaluates the reference and raises when the two differ, or where finite scores have
         weights that are not.
         """
+        if torch.compiler.is_compiling():
+            from attndsl import graphs  # brings torch's compiler
+
+            run = partial(graphs.call, self, self._compilation, self._bindings, q, k, v)
+            run = partial(run, blocks=blocks, return_aux=return_aux, backend=backend, check=check)
+            return run(scale=scale, enable_gqa=enable_gqa, q_offset=q_offset)
         wanted = wanted_statistics(return_aux)
         asked = backend_named(backend)
         # The reference says what a program means, autocasting or not.
@@ -193,12 +199,13 @@ class Attention:
 
     def bind(self, **values: Any) -> Attention:
         """The same kernels with other values of parameters, by name (or `**{"mod.name": value}`)."""
-        return Attention(self._compilation, self._bindings.bind(**values))
+        return Attention(self._compilation, self._bindings.bind(**values), self._facts)
 
     def invalidate(self) -> None:
         """Forget everything derived from tensor values: for writes torch cannot see."""
         self._facts.forget()
-        self._joins.forget()
+        joins_of(self._compilation).forget()
+        programs.forget()
 
     def plan(
         self,
@@ -377,7 +384,7 @@ class Attention:
 
     def _routed(self, table: BlockTable, values: Mapping[str, Any], q_offset: int | Tensor) -> Attention:
         """The attention whose mask also asks a block table."""
-        joined = self._joins.of(table, q_offset)
+        joined = joins_of(self._compilation).of(table, q_offset)
         return Attention(joined.compilation, joined.bindings(values, table, q_offset), joined.facts)
 
     def _checked(self, q: Any, k: Any, v: Any, **how: Any) -> Call:

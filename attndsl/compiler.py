@@ -19,6 +19,7 @@ from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
+from weakref import WeakValueDictionary
 
 from attndsl.codegen import cpp, triton
 from attndsl.codegen.derivation import Derivation
@@ -26,8 +27,9 @@ from attndsl.codegen.describe import describe
 from attndsl.codegen.kernels import plan_kernel
 from attndsl.codegen.plan import Emitted, KernelPlan, Specialisation, Target
 from attndsl.ir.fingerprint import fingerprint
+from attndsl.ir.printer import print_variant
 from attndsl.ir.row_sums import RowSum
-from attndsl.ir.variant import Variant
+from attndsl.ir.variant import ScalarParam, Variant
 from attndsl.passes.pipeline import run_passes
 from attndsl.passes.transpose_mask import transpose_mask
 
@@ -44,6 +46,15 @@ class Compilation:
         self.fingerprint = fingerprint(replace(self.program, order=source.order))
         self._emitted: dict[tuple[str, Specialisation], Emitted] = {}
         self._with_sums: dict[tuple[RowSum, ...], Compilation] = {}
+
+    def text(self) -> str:
+        """The text by which graphs know the program; values of scalars are no part of it."""
+        text = print_variant(without_values(self.source))
+        in_graphs[text] = self
+        return text
+
+    # What `torch.compiler.assume_constant_result` sets: torch's compiler runs this as it makes a graph.
+    text._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     @cached_property
     def derivation(self) -> Derivation:
@@ -70,6 +81,16 @@ class Compilation:
             plan = plan_kernel(self.derivation, name, spec)
             found = self._emitted[name, spec] = Emitted(plan, EMITTERS[spec.target](plan))
         return found
+
+
+in_graphs: WeakValueDictionary[str, Compilation] = WeakValueDictionary()
+"""The compilations that graphs know by their texts."""
+
+
+def without_values(variant: Variant) -> Variant:
+    """The variant with no scalar bound."""
+    params = (replace(one, default=None) if isinstance(one, ScalarParam) else one for one in variant.params)
+    return replace(variant, params=tuple(params))
 
 
 def emit_source(

@@ -49,7 +49,7 @@ class Declaration(Attention):
         bound = {name: _bound(param, values.get(name), reporter) for name, param in known.items()}
         reporter.check()
         captured = {name: value for name, value in bound.items() if value is not None}
-        return Attention(self._compilation, Bindings(captured, {}, tuple(known)))
+        return Attention(self._compilation, Bindings(captured, {}, tuple(known)), self._facts)
 
     @cached_property
     def _with_defaults(self) -> Attention:

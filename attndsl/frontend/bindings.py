@@ -58,7 +58,7 @@ class Bindings:
         """A value for every parameter, in their order; recipes are replayed, so gradients reach captured tensors."""
         values = {name: _placed(bound, device) for name, bound in self.captured.items()}
         leaves = {bound.leaf: values[name] for name, bound in self.captured.items()}
-        done: dict[Recipe, Any] = {}
+        done: dict[int, Any] = {}
         return {
             name: replay(self.recipes[name], leaves, done) if name in self.recipes else values[name]
             for name in self.params
@@ -91,8 +91,9 @@ class Bindings:
         return None
 
 
-def replay(recipe: Recipe, leaves: Mapping[Leaf, Value], done: dict[Recipe, Any]) -> Any:
-    """The value of a recipe, each operation once."""
+def replay(recipe: Recipe, leaves: Mapping[Leaf, Value], done: dict[int, Any]) -> Any:
+    """The value of a recipe, each operation once: `done` has values by the `id` of recipes, which torch's compiler
+    can look up as it traces this."""
 
     def value_of(arg: Any) -> Any:
         match arg:
@@ -103,11 +104,12 @@ def replay(recipe: Recipe, leaves: Mapping[Leaf, Value], done: dict[Recipe, Any]
             case _:
                 return arg
 
-    if recipe not in done:
+    key = id(recipe)
+    if key not in done:
         args, kwargs = nested((recipe.args, dict(recipe.kwargs)), value_of)
         result = recipe.function(*args, **kwargs)
-        done[recipe] = result if recipe.item is None else result[recipe.item]
-    return done[recipe]
+        done[key] = result if recipe.item is None else result[recipe.item]
+    return done[key]
 
 
 def nested(value: Any, change: Callable[[Any], Any]) -> Any:

@@ -72,7 +72,10 @@ class Joins:
 
     def of(self, table: BlockTable, q_offset: int | Tensor) -> Joined:
         """The variant joined with tables like this one."""
-        layout = layout_of(table, q_offset)
+        return self.laid_out(layout_of(table, q_offset))
+
+    def laid_out(self, layout: Layout) -> Joined:
+        """The variant joined with tables of a layout."""
         found = self._joined.get(layout)
         if found is None:
             names = _names(self._variant)

@@ -38,7 +38,7 @@ def attend(engine: Engine, call: Call) -> Rows:
     tensors, form = _taken_apart(call)
     if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
         return replace(engine.forward(call), kept={})
-    _check_differentiable(engine, form.learning([tensor.requires_grad for tensor in tensors]))
+    check_differentiable(engine, form.learning([tensor.requires_grad for tensor in tensors]))
     # Autograd saves no inference tensor; nobody can tell whether one is written to, so what is saved is a copy.
     owned = (tensor.clone() if tensor.is_inference() else tensor for tensor in tensors)
     out, lse, most, names, *sums = _Attend.apply(engine, form, *owned)  # type: ignore[no-untyped-call]
@@ -92,7 +92,7 @@ def _taken_apart(call: Call) -> tuple[tuple[Tensor, ...], _Form]:
     return tensors, _Form(call.scale, numbers, tuple(captured), None if isinstance(offset, Tensor) else offset)
 
 
-def _check_differentiable(engine: Engine, learning: Collection[str]) -> None:
+def check_differentiable(engine: Engine, learning: Collection[str]) -> None:
     """Refuse a call whose gradients kernels cannot give, with every reason."""
     if isinstance(engine.derivative, Refusal):
         raise UnsupportedError(engine.derivative.reasons)
@@ -110,7 +110,7 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, engine: Engine, form: _Form, *tensors: Tensor) -> tuple[Any, ...]:
-        with _without_autocast(tensors[0]):
+        with without_autocast(tensors[0]):
             rows = engine.forward(form.call_of(tensors))
         ctx.engine, ctx.form, ctx.sums, ctx.kept = engine, form, tuple(rows.sums), tuple(rows.kept)
         ctx.versions = Versions.of(form.names, tensors)
@@ -134,7 +134,7 @@ class _Attend(torch.autograd.Function):
         sums = dict(zip(ctx.sums, others, strict=False))
         rows = Rows(out, lse, most, sums, dict(zip(ctx.kept, others[len(sums) :], strict=True)))
         wanted = Needed(needs[0], needs[1], needs[2], ctx.form.learning(needs))
-        with torch.no_grad(), _without_autocast(out):
+        with torch.no_grad(), without_autocast(out):
             found = gradients(ctx.engine, call, rows, given, wanted)
         captured = [found.captured.get(name) for name in ctx.form.captured]
         ordered = [found.q, found.k, found.v, *captured, *[None] * (count - len(INPUTS) - len(captured))]
@@ -155,7 +155,7 @@ def _saved(ctx: Any) -> Sequence[Tensor]:
     return saved
 
 
-def _without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
     """Row formulas compute in the dtypes they are written in."""
     device = tensor.device.type
     if not torch.amp.is_autocast_available(device):

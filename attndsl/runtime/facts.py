@@ -122,6 +122,7 @@ class FactBook:
     ) -> TileTable | None:
         """What a kernel visits, for tiles of `block` = (queries, keys); none where it walks all tiles."""
         if (block, lists) not in facts.tables:
+            _check_not_captured(call.q)
             routed = self._routed(program, call, block, lists)
             facts.tables[block, lists] = self._planned(program, call, block, lists) if routed is None else routed
         return facts.tables[block, lists]
@@ -173,13 +174,7 @@ class FactBook:
         found = self._summaries.get(tensor)
         if found is not None and version is not None and found[0] == version:
             return found[1]  # type: ignore[no-any-return]
-        if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
-            raise fail(
-                CallError,
-                "graph-capture",
-                "the values of a captured tensor must be read on the host, which graph capture does not allow",
-                help="call the attention once with the same tensors before the capture",
-            )
+        _check_not_captured(tensor)
         summary = summarize(tensor)
         if version is not None:
             self._summaries[tensor] = (version, summary)
@@ -188,6 +183,8 @@ class FactBook:
     def _learn(self, source: Variant, program: Variant, call: Call) -> tuple[Facts, bool]:
         """The facts, and whether the values of float tensors had a part in them."""
         values = dict(call.values)
+        if isinstance(call.q_offset, Tensor):
+            _check_not_captured(call.q_offset)
         check_requirements(source, values, call.q_len, call.kv_len, call.q_offset)
         known = self._unread(source, values)
         offsets = _offset_range(call.q_offset)
@@ -196,6 +193,7 @@ class FactBook:
         verdict = check_call(source, box, known, places)
         refusals = verdict.refusals
         if not refusals and verdict.undecided:
+            _check_not_captured(call.q)
             refusals = settle(
                 source,
                 verdict.undecided,
@@ -211,6 +209,14 @@ class FactBook:
             raise CallError(refusals)
         fast = grants_of(program, box, known, places, call.scale).fast
         return Facts(fast), any(map(_reads_floats, verdict.undecided))
+
+
+def _check_not_captured(tensor: Tensor) -> None:
+    """Refuse to wait for a device, or to plan from values that a replay of a CUDA graph would not look at again."""
+    if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
+        message = "a plan is made from values of tensors on the host, which the capture of a CUDA graph does not allow"
+        help_ = "call the attention once with the same tensors before the capture"
+        raise fail(CallError, "graph-capture", message, help=help_)
 
 
 @lru_cache(maxsize=64)
