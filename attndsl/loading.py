@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
 from numbers import Integral, Real
 from os import PathLike
 from typing import Any
@@ -29,11 +28,14 @@ class Declaration(Attention):
 
     def __init__(self, variant: Variant) -> None:
         super().__init__(Compilation(variant), Bindings())
+        has_defaults = all(isinstance(param, ScalarParam) and param.default is not None for param in variant.params)
+        # What a declaration is called as: one attention, so that what it learns of calls is kept.
+        self._with_defaults = self.bind() if has_defaults else None
 
     def __call__(self, *args: Any, **values: Any) -> Any:
         names = {param.name for param in self._compilation.source.params}
         if args or {"q", "k", "v"} <= values.keys() - names:
-            return self._with_defaults(*args, **values)
+            return (self._with_defaults or self.bind())(*args, **values)
         return self.bind(**values)
 
     def bind(self, **values: Any) -> Attention:
@@ -51,13 +53,8 @@ class Declaration(Attention):
         captured = {name: value for name, value in bound.items() if value is not None}
         return Attention(self._compilation, Bindings(captured, {}, tuple(known)), self._facts)
 
-    @cached_property
-    def _with_defaults(self) -> Attention:
-        """What a declaration is called as: one attention, so that what it learns of calls is kept."""
-        return self.bind()
-
     def _values(self, device: Any = None) -> dict[str, Any]:
-        return self._with_defaults._values(device)
+        return (self._with_defaults or self.bind())._values(device)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Declaration:
         """Itself: it holds no values."""
