@@ -288,10 +288,11 @@ def test_forgetting(reads: list[int]) -> None:
     assert reads == [5, 5]
 
 
-def test_values_cannot_be_read_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    class OnGpu(torch.Tensor):
-        is_cuda = True
+class OnGpu(torch.Tensor):
+    is_cuda = True
 
+
+def test_values_cannot_be_read_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     calls, table = Calls(GATHER), torch.zeros(3)
     order = torch.zeros(5, dtype=torch.int64).as_subclass(OnGpu)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
@@ -302,6 +303,29 @@ def test_values_cannot_be_read_while_a_graph_is_captured(monkeypatch: pytest.Mon
     calls.fast(order=order, table=table)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     assert calls.fast(order=order, table=table) is True  # known from the call before
+
+
+def test_offsets_cannot_be_read_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, offset = Calls(CAUSAL), torch.tensor([3]).as_subclass(OnGpu)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(CallError, match="CUDA graph"):
+        calls.fast(window=4, q_offset=offset)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    calls.fast(window=4, q_offset=offset)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    calls.fast(window=4, q_offset=offset)
+    offset.add_(1)
+    with pytest.raises(CallError, match="CUDA graph"):
+        calls.fast(window=4, q_offset=offset)
+
+
+def test_tables_cannot_be_made_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, q = Calls(CAUSAL), torch.zeros(1, 2, 5, 8)
+    call = check_call(calls.variant, {"window": 4}, q.as_subclass(OnGpu), q, q)
+    facts = calls.book.of(calls.variant, calls.program, call)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(CallError, match="CUDA graph"):
+        calls.book.table(calls.program, call, facts, (16, 16))
 
 
 # Masks that depend on the batch or the head.
