@@ -91,10 +91,8 @@ def block_causal(q_idx: Symbol, kv_idx: Symbol, *, block: int, window: int, sink
     require(block >= 1, "`block` counts positions, at least 1")
     require(window >= 1, "`window` counts blocks, the query's own among them, at least 1")
     require(sink >= 0, "`sink` counts blocks, 0 for none")
-    # In tokens, not in numbers of blocks: bounds on the key itself are what kernels start and stop at.
-    start = q_idx // block * block
-    near = kv_idx >= start - (window - 1) * block
-    return (kv_idx < start + block) & ((kv_idx < sink * block) | near)
+    here, there = q_idx // block, kv_idx // block
+    return (there <= here) & ((there < sink) | (here - there < window))
 
 
 @mask_mod

@@ -8,7 +8,8 @@ from torch import Tensor
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
-from examples.gallery.rotary import angles, turned
+from examples.gallery.rotary import rotate
+from examples.gallery.turned import turned
 
 TEXT = """
 attention adaptive_filter(q_size: tensor[B, H, Q], k_size: tensor[B, H, K], mu: tensor[H], sigma2: tensor[H],
@@ -31,19 +32,17 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 
 
 def run(q: Tensor, k: Tensor, v: Tensor, nu: Tensor, **of_heads: Any) -> Tensor:
-    dim = q.shape[-1]
-    turn = angles(torch.arange(q.shape[2], device=q.device), dim)
+    places = torch.arange(q.shape[2], device=q.device)
     sizes = {"q_size": q.square().sum(-1), "k_size": k.square().sum(-1)}
-    attention = declared(**sizes, nu=nu * (dim // 2), **of_heads)
-    return turned(attention(turned(q, -turn), turned(k, -turn), turned(v, -turn), scale=1.0), turn)
+    attention = declared(**sizes, nu=nu * (q.shape[-1] // 2), **of_heads)
+    return rotate(attention(*(rotate(x, -places) for x in (q, k, v)), scale=1.0), places)
 
 
 def formula(q: Tensor, k: Tensor, v: Tensor, nu: Tensor, **of_heads: Tensor) -> Tensor:
     """o_i = Rot(t_i) sum_j A_ij E_ij Rot(-t_j) v_j, A the softmax of tau^2 log of a Student-t precision."""
     mu, sigma2, eta2, gamma2, tau2 = (of_heads[name][:, None, None] for name in HEADS if name != "nu")
-    places, dim = torch.arange(q.shape[2], device=q.device), q.shape[-1]
-    turn = torch.polar(torch.ones_like(turns := angles(places, dim)), turns)
-    q, k, v = (torch.complex(*each.chunk(2, -1)) * turn.conj() for each in (q, k, v))
+    places = torch.arange(q.shape[2], device=q.device)
+    q, k, v = (turned(each, -places) for each in (q, k, v))
     kept = torch.exp(-mu * (places[:, None] - places).abs())
     variance = sigma2 * (1 - kept**2) / (2 * mu) + eta2 * kept**2 + gamma2
     sizes = q.abs().square().sum(-1)[..., None], k.abs().square().sum(-1)[..., None, :]
@@ -51,7 +50,8 @@ def formula(q: Tensor, k: Tensor, v: Tensor, nu: Tensor, **of_heads: Tensor) -> 
     scores = -tau2 * (variance.log() + (1 + residual / (nu[:, None, None] * q.shape[-1] * variance)).log())
     live = places[:, None] >= places
     weights = kept * scores.masked_fill(~live, -torch.inf).softmax(-1)
-    o = (weights.to(v.dtype) @ v) * turn
+    o = weights.to(v.dtype) @ v
+    o = turned(torch.cat((o.real, o.imag), -1), places)
     return torch.cat((o.real, o.imag), -1)
 
 

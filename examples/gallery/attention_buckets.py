@@ -6,7 +6,8 @@ from torch import Tensor
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
-from examples.gallery.rotary import angles, turned
+from examples.gallery.rotary import rotate
+from examples.gallery.turned import turned
 
 attention = ad.attention(mask_mod=ad.masks.causal, name="attention_buckets")
 
@@ -18,18 +19,15 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 def run(q: Tensor, k: Tensor, v: Tensor, bases: tuple[float, ...]) -> Tensor:
     ad.require(min(bases) > 1, "`bases` are the bases of the rotations of each copy, above 1")
     places = torch.arange(q.shape[2], device=q.device)
-    turn = torch.stack([angles(places, q.shape[-1], base) for base in bases])[:, None]
-    return attention(turned(q, turn), turned(k, turn), v.expand(len(bases), -1, -1, -1))
+    q, k = (torch.cat([rotate(x, places, base) for base in bases]) for x in (q, k))
+    return attention(q, k, v.expand(len(bases), -1, -1, -1))
 
 
 def formula(q: Tensor, k: Tensor, v: Tensor, bases: tuple[float, ...]) -> Tensor:
     """Copy n: the causal softmax of Re <q_i, k_j exp(i (j - i) theta_n)> / sqrt(d), theta_n = base_n^(-2c / d)."""
     length, dim = q.shape[2:]
-    places = torch.arange(length, dtype=torch.float64, device=q.device)
-    columns = torch.arange(dim // 2, dtype=torch.float64, device=q.device)
-    theta = torch.tensor(bases, dtype=torch.float64, device=q.device)[:, None, None, None] ** (-2 * columns / dim)
-    turn = torch.exp(1j * places[:, None] * theta)
-    q, k = (torch.complex(*each.chunk(2, -1)) * turn for each in (q, k))
+    places = torch.arange(length, device=q.device)
+    q, k = (torch.cat([turned(each, places, base) for base in bases]) for each in (q, k))
     live = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
     return ((q @ k.mH).real / dim**0.5).masked_fill(~live, -torch.inf).softmax(-1) @ v
 

@@ -6,7 +6,8 @@ from torch import Tensor
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
-from examples.gallery.rotary import angles, turned
+from examples.gallery.rotary import rotate
+from examples.gallery.turned import turned
 
 attention = ad.attention(mask_mod=ad.masks.causal, name="coca")
 
@@ -16,22 +17,22 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 
 
 def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    turn = angles(torch.arange(q.shape[2], device=q.device), q.shape[-1])
+    places = torch.arange(q.shape[2], device=q.device)
     stretch = sum(k.chunk(2, -1)).div(2).relu().repeat(1, 1, 1, 2)
-    return attention(q * turned(q, turn), turned(stretch, turn), v)
+    return attention(q * rotate(q, places), rotate(stretch, places), v)
 
 
 def formula(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """s_ij = sum_c |q_ic|^2 t_jc cos((i - j) theta_c) / sqrt(d), q_ic the pair c as a complex number, t = relu(k)."""
     length, dim = q.shape[2:]
-    turn = torch.exp(1j * angles(torch.arange(length, device=q.device), dim))
+    places = torch.arange(length, device=q.device)
     first, second = k.chunk(2, -1)
     stretch = ((first + second) / 2).clamp(min=0)
     # The product of a pair with its own turned self: the query and the turn of its position, column by column.
     one, other = q.chunk(2, -1)
-    turned = torch.complex(one, other) * turn
-    products = torch.complex(one * turned.real, other * turned.imag)
-    keys = torch.complex(stretch, stretch) * turn
+    queries = turned(q, places)
+    products = torch.complex(one * queries.real, other * queries.imag)
+    keys = turned(torch.cat((stretch, stretch), -1), places)
     live = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
     scores = (products @ keys.mH).real / dim**0.5
     return scores.masked_fill(~live, -torch.inf).softmax(-1) @ v

@@ -6,7 +6,8 @@ from torch import Tensor
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
-from examples.gallery.rotary import angles, turned
+from examples.gallery.rotary import rotate
+from examples.gallery.turned import turned
 
 attention = ad.attention(mask_mod=ad.masks.causal, name="focus_directions")
 
@@ -20,9 +21,9 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 
 def run(q: Tensor, k: Tensor, v: Tensor, q_direction: Tensor, k_direction: Tensor, strength: float) -> Tensor:
     ad.require(strength >= 0, "`strength` scales the directions, at least 0")
-    turn = angles(torch.arange(q.shape[2], device=q.device), q.shape[-1])
+    places = torch.arange(q.shape[2], device=q.device)
     q, k = q + strength * q_direction[:, None], k + strength * k_direction[:, None]
-    return attention(turned(q, turn), turned(k, turn), v, enable_gqa=True)
+    return attention(rotate(q, places), rotate(k, places), v, enable_gqa=True)
 
 
 def formula(q: Tensor, k: Tensor, v: Tensor, q_direction: Tensor, k_direction: Tensor, strength: float) -> Tensor:
@@ -31,8 +32,7 @@ def formula(q: Tensor, k: Tensor, v: Tensor, q_direction: Tensor, k_direction: T
     group = q.shape[1] // k.shape[1]
     q = q + strength * q_direction[None, :, None, :]
     k = (k + strength * k_direction[None, :, None, :]).repeat_interleave(group, 1)
-    turn = torch.exp(1j * angles(torch.arange(length, device=q.device), dim))
-    q, k = (torch.complex(*each.chunk(2, -1)) * turn for each in (q, k))
+    q, k = (turned(each, torch.arange(length, device=q.device)) for each in (q, k))
     live = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
     weights = ((q @ k.mH).real / dim**0.5).masked_fill(~live, -torch.inf).softmax(-1)
     return weights @ v.repeat_interleave(group, 1)

@@ -6,7 +6,8 @@ from torch import Tensor
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
-from examples.gallery.rotary import angles, turned
+from examples.gallery.rotary import rotate
+from examples.gallery.turned import turned
 
 
 @ad.mask_mod
@@ -30,8 +31,8 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 def run(q: Tensor, k: Tensor, v: Tensor, source: int, read: Tensor, start: int) -> Tensor:
     ad.require(start >= 0, "`start` is the first position of the target, at least 0")
     places = torch.arange(q.shape[2], device=q.device)
-    turn = angles(torch.where(places < source, places, places - source + start), q.shape[-1])
-    return attention.bind(source=source, read=read)(turned(q, turn), turned(k, turn), v)
+    places = torch.where(places < source, places, places - source + start)
+    return attention.bind(source=source, read=read)(rotate(q, places), rotate(k, places), v)
 
 
 def formula(q: Tensor, k: Tensor, v: Tensor, source: int, read: Tensor, start: int) -> Tensor:
@@ -39,8 +40,7 @@ def formula(q: Tensor, k: Tensor, v: Tensor, source: int, read: Tensor, start: i
     length, dim = q.shape[2:]
     target = length - source
     places = torch.cat((torch.arange(source), start + torch.arange(target))).to(q.device)
-    turn = torch.exp(1j * angles(places, dim))
-    q, k = (torch.complex(*each.chunk(2, -1)) * turn for each in (q, k))
+    q, k = turned(q, places), turned(k, places)
     live = torch.ones(length, length, dtype=torch.bool, device=q.device).tril().repeat(q.shape[0], 1, 1, 1)
     unread = torch.arange(source, device=q.device) >= read[:, None, source:, None]
     live[:, :, source:, :source] &= ~unread

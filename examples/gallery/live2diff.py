@@ -12,9 +12,9 @@ attention live2diff(frame: int = 1, warmup: int = 8, recent: int = 8) {
     require frame >= 1, "`frame` counts the tokens of a frame, at least 1"
     require warmup >= 0, "`warmup` counts frames, 0 for none"
     require recent >= 1, "`recent` counts frames up to the query's own, at least 1"
-    let start = q_idx // frame * frame
-    let near = kv_idx < start + frame and kv_idx >= start - (recent - 1) * frame
-    mask kv_idx < warmup * frame or near
+    let now = q_idx // frame
+    let then = kv_idx // frame
+    mask then < warmup or (then <= now and now - then < recent)
 }
 """).live2diff
 

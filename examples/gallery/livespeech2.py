@@ -6,7 +6,8 @@ from torch import Tensor
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
-from examples.gallery.rotary import angles, turned
+from examples.gallery.rotary import rotate
+from examples.gallery.turned import turned
 
 NOWHERE = torch.zeros(1, 1, dtype=torch.int64)
 attention = ad.attention(mask_mod=ad.masks.between(first=NOWHERE, end=NOWHERE.clone()), name="livespeech2")
@@ -21,10 +22,8 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 def run(q: Tensor, k: Tensor, v: Tensor, start: Tensor, window: int, q_from: int, k_from: int) -> Tensor:
     ad.require(window >= 1, "`window` counts text tokens, at least 1")
     ad.require(((start >= 0) & (start < k.shape[2])).all(), "`start` is a text token of the call")
-    turns = (
-        angles(at + torch.arange(x.shape[2], device=q.device), q.shape[-1]) for x, at in ((q, q_from), (k, k_from))
-    )
-    q, k = (turned(x, turn) for x, turn in zip((q, k), turns, strict=True))
+    q = rotate(q, q_from + torch.arange(q.shape[2], device=q.device))
+    k = rotate(k, k_from + torch.arange(k.shape[2], device=k.device))
     return attention.bind(first=start, end=start + window)(q, k, v)
 
 
@@ -32,8 +31,7 @@ def formula(q: Tensor, k: Tensor, v: Tensor, start: Tensor, window: int, q_from:
     """Softmax over tokens start_i to start_i + window - 1 of Re <q_i, k_j exp(i (p_j - p_i) theta)> / sqrt(d)."""
     dim, tokens = q.shape[-1], torch.arange(k.shape[2], device=q.device)
     frames = torch.arange(q.shape[2], device=q.device)
-    turn_q, turn_k = (torch.exp(1j * angles(places, dim)) for places in (q_from + frames, k_from + tokens))
-    scores = (torch.complex(*q.chunk(2, -1)) * turn_q) @ (torch.complex(*k.chunk(2, -1)) * turn_k).mH
+    scores = turned(q, q_from + frames) @ turned(k, k_from + tokens).mH
     ahead = tokens - start[:, None, :, None]
     live = (ahead >= 0) & (ahead < window)
     return (scores.real / dim**0.5).masked_fill(~live, -torch.inf).softmax(-1) @ v

@@ -11,8 +11,9 @@ attention = ad.parse("""
 attention moa(spans: int tensor[H], block: int = 64, sink: int = 1) {
     require block >= 1, "`block` counts tokens, at least 1"
     require sink >= 0, "`sink` counts blocks, 0 for none"
-    let near = kv_idx >= (q_idx // block - spans[h] + 1) * block
-    mask kv_idx <= q_idx and (kv_idx < sink * block or near)
+    let now = q_idx // block
+    let then = kv_idx // block
+    mask kv_idx <= q_idx and (then < sink or now - then < spans[h])
 }
 """).moa
 
