@@ -22,6 +22,13 @@ def inputs(size: Size, draw: Draw) -> Inputs:
     }
 
 
+def embedded(entry: Tensor) -> Tensor:
+    """Sines and cosines of an entry at rates that fall off."""
+    rates = SCALE * TEMPERATURE ** -torch.arange(0, 1, 2 / CHANNELS, dtype=torch.float64, device=entry.device)
+    angles = entry[..., None] * rates
+    return torch.cat((angles.sin(), angles.cos()), -1)
+
+
 def run(q: Tensor, k: Tensor, v: Tensor, before: Tensor, boxes: Tensor, weight: Tensor, offset: Tensor) -> Tensor:
     ad.require(before.shape == boxes.shape and boxes.shape[-1] == 4, "`boxes` has centre, width and height of each")
     with torch.no_grad():
@@ -29,10 +36,11 @@ def run(q: Tensor, k: Tensor, v: Tensor, before: Tensor, boxes: Tensor, weight: 
         apart = (one[..., :2] - other[..., :2]).abs() / (one[..., 2:] + SMALL)
         larger = (one[..., 2:] + SMALL) / (other[..., 2:] + SMALL)
         relation = torch.cat(((apart + 1).log(), larger.log()), -1)
-        rates = SCALE * TEMPERATURE ** -torch.arange(0, 1, 2 / CHANNELS, dtype=torch.float64, device=q.device)
-        angles = relation[..., None] * rates
-        features = torch.cat((angles.sin(), angles.cos()), -1).flatten(-2).to(q.dtype)
-    bias = torch.relu(torch.einsum("bijc,hc->bhij", features, weight) + offset[:, None, None])
+    bias = offset[:, None, None]
+    # One entry at a time: all 64 sines and cosines of all pairs would take more memory than the bias of every head.
+    for entry, columns in zip(relation.unbind(-1), weight.split(CHANNELS, -1), strict=True):
+        bias = bias + torch.einsum("bijc,hc->bhij", embedded(entry).to(q.dtype), columns)
+    bias = bias.relu()
     return attention(bias=bias)(q, k, v)
 
 
@@ -53,7 +61,7 @@ def formula(q: Tensor, k: Tensor, v: Tensor, before: Tensor, boxes: Tensor, weig
             column = place * CHANNELS + n
             bias = bias + weight[:, column, None, None] * angle.sin()[:, None]
             bias = bias + weight[:, column + CHANNELS // 2, None, None] * angle.cos()[:, None]
-    return (q @ k.mT / q.shape[-1] ** 0.5 + bias.clamp(min=0)).softmax(-1) @ v
+    return (q @ k.mT / q.shape[-1] ** 0.5 + bias.clamp(min=0)).softmax(-1).to(v.dtype) @ v
 
 
 ENTRY = Entry(

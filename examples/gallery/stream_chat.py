@@ -54,7 +54,7 @@ def formula(q: Tensor, k: Tensor, v: Tensor, asked: Tensor, seen: Tensor, patch:
     scores = (words @ images.mH).real / q.shape[-1] ** 0.5
     hidden = (seen[:, None, :] > asked[:, :, None])[:, None]
     weights = torch.where(hidden, -1e30, scores).softmax(-1)
-    return torch.where(hidden, 0.0, weights) @ v
+    return torch.where(hidden, 0.0, weights).to(v.dtype) @ v
 
 
 ENTRY = Entry(

@@ -52,7 +52,7 @@ def formula(q: Tensor, k: Tensor, v: Tensor, speech: Tensor, text: Tensor, cap: 
             angle = torch.where(torch.arange(x.shape[1], device=q.device) < real, at, 0.0)[:, None] * rates
             turned.append(torch.complex(*x.chunk(2, -1)) * torch.polar(torch.ones_like(angle), angle))
         scores = (turned[0] @ turned[1][:, :words].mH).real / d**0.5
-        outputs.append((cap * (scores / cap).tanh()).softmax(-1) @ values[:, :words])
+        outputs.append((cap * (scores / cap).tanh()).softmax(-1).to(v.dtype) @ values[:, :words])
     return torch.stack(outputs)
 
 

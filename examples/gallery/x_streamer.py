@@ -63,25 +63,16 @@ def formula(
     positions: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Self-attention over chunks up to this one and the portrait; cross-attention over thoughts of chunks up to it."""
-    d = q.shape[-1]
-    rates = [torch.arange(n, device=q.device).double().div(n).mul(-1) for n in (d // 4, d // 8, d // 8)]
-    angles = [axis.double()[:, None] * 10000.0**rate for axis, rate in zip(positions, rates, strict=True)]
-    scores = torch.zeros((), dtype=q.dtype, device=q.device)
-    for one, other, angle in zip(
-        q.split([d // 2, d // 4, d // 4], -1), k.split([d // 2, d // 4, d // 4], -1), angles, strict=True
-    ):
-        (a, b), (c, e) = one.chunk(2, -1), other.chunk(2, -1)
-        by = angle[:, None, :] - angle[None, :, :]
-        scores = (
-            scores
-            + torch.einsum("bhid,bhjd,ijd->bhij", a, c, by.cos())
-            + torch.einsum("bhid,bhjd,ijd->bhij", b, e, by.cos())
-        )
-        scores = (
-            scores
-            + torch.einsum("bhid,bhjd,ijd->bhij", a, e, by.sin())
-            - torch.einsum("bhid,bhjd,ijd->bhij", b, c, by.sin())
-        )
+    d, sizes = q.shape[-1], (q.shape[-1] // 2, q.shape[-1] // 4, q.shape[-1] // 4)
+    turned = []
+    for x in (q, k):
+        parts = []
+        for part, place in zip(x.split(sizes, -1), positions, strict=True):
+            rates = 10000.0 ** -(torch.arange(0, part.shape[-1], 2, device=x.device).double() / part.shape[-1])
+            angle = place[:, None] * rates
+            parts.append(torch.complex(*part.chunk(2, -1)) * torch.polar(torch.ones_like(angle), angle))
+        turned.append(torch.cat(parts, -1))
+    scores = (turned[0] @ turned[1].mH).real.to(q.dtype)
     hidden = (chunk[None, :] > chunk[:, None]) & (chunk[None, :] >= 0)
     told = (scores / d**0.5).masked_fill(hidden, -torch.inf).softmax(-1) @ v
     unthought = thought[None, :] > chunk[:, None]
