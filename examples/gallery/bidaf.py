@@ -8,6 +8,7 @@ from examples.gallery.entry import Draw, Entry, Inputs, Size
 
 PROGRAM = """
 def trilinear(score, row, column) = score + row + column
+def is_best(score) = 1.0 if score == row_max(score) else 0.0
 
 attention bidaf(of_context: tensor[B, T], of_question: tensor[B, J], lengths: int tensor[B]) {
     score  trilinear(score, of_context[b, q_idx], of_question[b, kv_idx])
@@ -17,7 +18,7 @@ attention bidaf(of_context: tensor[B, T], of_question: tensor[B, J], lengths: in
 attention bidaf_best(of_context: tensor[B, T], of_question: tensor[B, J], lengths: int tensor[B]) {
     score       trilinear(score, of_context[b, q_idx], of_question[b, kv_idx])
     mask        kv_idx < lengths[b]
-    normalizer  topk(1)
+    normalizer  is_best(score) / row_sum(is_best(score))
 }
 """
 programs = ad.parse(PROGRAM)

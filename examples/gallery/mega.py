@@ -90,5 +90,5 @@ ENTRY = Entry(
     formula=formula,
     source="`element_attention` of the authors' facebookresearch/mega: the length divides the product alone",
     refuses={"chunk": 0, "bias": torch.zeros(62)},
-    usual=Size(1, 1, 4096, 128),
+    usual=Size(1, 1, 4096, 64),
 )
