@@ -1,11 +1,15 @@
-"""Fixtures every test may use: golden files. Random suites draw the same programs in every run; scripts draw others."""
+"""Fixtures every test may use: golden files, quick builds.
+
+Random suites draw the same programs in every run; scripts draw others.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import builds
 import pytest
 from hypothesis import settings
 
@@ -20,7 +24,18 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--as-users", action="store_true", help="build every native kernel as users do")
     parser.addoption("--update-goldens", action="store_true", help="write what the tests got into tests/golden")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_builds(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Most native kernels are built without optimisation, unless the module is about what users get."""
+    if request.config.getoption("--as-users") or request.node.get_closest_marker("as_users"):
+        yield
+    else:
+        with builds.quick_builds():
+            yield
 
 
 @pytest.fixture

@@ -24,6 +24,8 @@ from attndsl.attention import Attention
 from attndsl.diagnostics import DiagnosticError
 from attndsl.runtime.native import load
 
+pytestmark = pytest.mark.as_users
+
 PACKAGE = str(Path(ad.__file__ or "").parent)
 TEXT = """attention packed(ids: int tensor[B, N], width: int = 20) {
     mask ids[b, q_idx] == ids[b, kv_idx] and q_idx - kv_idx < width

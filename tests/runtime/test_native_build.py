@@ -23,6 +23,8 @@ from attndsl.runtime.native.compiler import compiler
 from attndsl.runtime.native.load import load_function, parallel_address
 from attndsl.runtime.store import CacheWarning
 
+pytestmark = pytest.mark.as_users
+
 ENTRY = 'extern "C" __attribute__((visibility("default"))) int answer() {{ return {}; }}\n'
 TEXT = ENTRY.format(42)
 

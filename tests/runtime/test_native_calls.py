@@ -21,7 +21,10 @@ from torch import Tensor
 import attndsl as ad
 from attndsl.attention import Attention
 
-pytestmark = pytest.mark.skipif(INTERPRETING, reason="native kernels run in the other tier")
+pytestmark = [
+    pytest.mark.as_users,
+    pytest.mark.skipif(INTERPRETING, reason="native kernels run in the other tier"),
+]
 
 CAUSAL = "attention causal {\n    mask  kv_idx <= q_idx\n}"
 ALIBI = """

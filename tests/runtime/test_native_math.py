@@ -17,6 +17,8 @@ from torch.nn import functional
 from attndsl.codegen.cpp_text import template_text
 from attndsl.runtime.native.build import library
 
+pytestmark = pytest.mark.as_users
+
 HEADERS = ("cpp_lanes.h", "cpp_storage.h", "cpp_math.h")
 STEP = 4099
 """Every so many floats of all 2^32 are tried, beside all those near special points."""

@@ -1,0 +1,54 @@
+"""How the kernels of a suite are built: most without optimisation, which takes a third of the time, a share as users'.
+
+What a program means, and what its text says, shows without optimisation as well; what an optimiser makes of such
+texts shows in the share. All kernels of a program are built alike: which way is told by the program's own text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from zlib import crc32
+
+import pytest
+
+from attndsl.runtime.native import build, launch, load
+from attndsl.runtime.native.compiler import Compiler, compiler
+
+SHARE = 5
+"""One program of so many is built as users build theirs."""
+
+_PROGRAM = re.compile(r"^attention .*?^}", re.MULTILINE | re.DOTALL)
+
+
+def is_quick(text: str) -> bool:
+    """Whether a kernel is built without optimisation; what is no kernel never is."""
+    program = _PROGRAM.search(text)
+    return program is not None and crc32(program[0].encode()) % SHARE != 0
+
+
+def quick(made_by: Compiler) -> Compiler:
+    """The compiler without optimisation; everything that gives the text its meaning stays."""
+    return replace(made_by, flags=tuple("-O0" if flag == "-O2" else flag for flag in made_by.flags))
+
+
+def library(text: str, stem: str) -> Path:
+    """What `build.library` is to `load`, with most kernels built quickly."""
+    if not is_quick(text):
+        return build.library(text, stem)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(build, "compiler", lambda: quick(compiler()))
+        return build.library(text, stem)
+
+
+@contextmanager
+def quick_builds() -> Iterator[None]:
+    """Kernels loaded meanwhile are built quickly, and forgotten afterwards."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(load, "library", library)
+        patched.setattr(load, "_slots", {})
+        patched.setattr(launch, "_kernels", {})
+        yield
