@@ -139,19 +139,27 @@ def check(
     call = subject.call(q, k, v, **how)
     is_fast = subject.is_fast(call)
     assert fast is None or fast is is_fast, f"the fast kernel is {'' if is_fast else 'not '}allowed"
-    expected = subject.expected(call)
-    for kind in (True, False) if is_fast else (False,):
-        rows = subject.run(call, fast=kind, tile=tile)
-        compare(
-            rows, expected, TOLERANCE[q.dtype], f"{'fast' if kind else 'general'} kernel, {tile}\n{note}", statistics
-        )
-    return rows
+    return checked(subject, call, tile, note, statistics)[False]
 
 
-def check_walks(subject: Program, call: Call, tile: TileShape | None = TILE, note: str = "") -> None:
-    """Every way to walk the keys gives the same bits."""
+def checked(
+    subject: Program, call: Call, tile: TileShape | None = TILE, note: str = "", statistics: bool = True
+) -> dict[bool, launch.Rows]:
+    """The rows of the general kernel, and of the fast one where the call allows it, held against the reference."""
+    expected, found = subject.expected(call), {}
+    for kind in (True, False) if subject.is_fast(call) else (False,):
+        found[kind] = subject.run(call, fast=kind, tile=tile)
+        which = f"{'fast' if kind else 'general'} kernel, {tile}\n{note}"
+        compare(found[kind], expected, TOLERANCE[call.q.dtype], which, statistics)
+    return found
+
+
+def check_walks(
+    subject: Program, call: Call, tile: TileShape | None = TILE, note: str = "", usual: launch.Rows | None = None
+) -> None:
+    """Every way to walk the keys gives the same bits; `usual` are those of the usual way, where they are known."""
     fast = subject.is_fast(call)
-    usual = subject.run(call, fast=fast, tile=tile)
+    usual = subject.run(call, fast=fast, tile=tile) if usual is None else usual
     for strategy in subject.walks():
         rows = subject.run(call, fast=fast, tile=tile, strategy=strategy)
         for name in ("out", "lse", "max_score"):
@@ -176,19 +184,21 @@ def streams(case: Case) -> bool:
 def check_case(case: Case, tile: TileShape | None = TILE) -> None:
     """A random program through its kernels; a failure prints it as text."""
     subject, tensors = Program(case.variant, case.values), case.inputs()
-    check(subject, *tensors, tile=tile, note=repr(case), q_offset=case.q_offset)
-    check_walks(subject, subject.call(*tensors, q_offset=case.q_offset), tile, repr(case))
-    check_poison(case, tile)
+    call, note = subject.call(*tensors, q_offset=case.q_offset), repr(case)
+    found = checked(subject, call, tile, note)
+    check_walks(subject, call, tile, note, usual=found[subject.is_fast(call)])
+    dirty = subject.call(*poisoned(tensors, *unseen(case)), q_offset=case.q_offset)
+    check_poison(subject, dirty, found, tile, note)
 
 
-def check_poison(case: Case, tile: TileShape | None = TILE) -> None:
+def check_poison(
+    subject: Program, dirty: Call, clean: Mapping[bool, launch.Rows], tile: TileShape | None, note: str
+) -> None:
     """NaN in keys and values no query of their (batch, key head) sees, and in queries that see none, is unseen."""
-    subject, tensors = Program(case.variant, case.values), case.inputs()
-    calls = [subject.call(*parts, q_offset=case.q_offset) for parts in (tensors, poisoned(tensors, *unseen(case)))]
-    for fast in {False, subject.is_fast(calls[0])}:
-        clean, rows = (subject.run(call, fast=fast, tile=tile) for call in calls)
+    for fast, expected in clean.items():
+        rows = subject.run(dirty, fast=fast, tile=tile)
         for name in ("out", "lse", "max_score"):
-            assert same(getattr(rows, name), getattr(clean, name)), f"poison shows in {name}\n{case!r}"
+            assert same(getattr(rows, name), getattr(expected, name)), f"poison shows in {name}\n{note}"
 
 
 def unseen(case: Case) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ def test_random_programs() -> None:
     census = Census()
 
     @seed(4)
-    @settings(RANDOM, max_examples=100 if INTERPRETING else 60)
+    @settings(RANDOM, max_examples=50 if INTERPRETING else 60)
     @given(cases(**SMALL))
     def run(case: Case) -> None:
         live = live_pairs(case.variant, case.values, **case.grid)
@@ -35,7 +35,7 @@ def test_random_programs() -> None:
 
 
 @seed(0)
-@settings(RANDOM, max_examples=30 if INTERPRETING else 20)
+@settings(RANDOM, max_examples=15 if INTERPRETING else 20)
 @given(affine_masks(**SMALL))
 def test_random_bounds(case: Case) -> None:
     check_case(case)
