@@ -6,9 +6,7 @@ from torch import Tensor
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
 
-# More frames than any call has: with such a window nothing of the past is dropped.
-ALL = 1 << 20
-attention = ad.attention(mask_mod=ad.masks.block_causal(block=16, window=ALL), name="frame_causal")
+attention = ad.attention(mask_mod=ad.masks.block_causal(block=16, window=1), name="frame_causal")
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:
@@ -18,8 +16,9 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 def run(q: Tensor, k: Tensor, v: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
     """Within frames, over time, and over time for the last frame alone, against the cache."""
     ad.require(tokens >= 1, "`tokens` counts those of a frame, at least 1")
-    within, over_time = attention.bind(block=tokens, window=1), attention.bind(block=tokens)
-    last = (k.shape[2] - 1) // tokens * tokens
+    frames = -(-k.shape[2] // tokens)
+    within, over_time = attention.bind(block=tokens), attention.bind(block=tokens, window=frames)
+    last = (frames - 1) * tokens
     spatial = within(q, k, v)
     return spatial, over_time(q, k, spatial), over_time(q[:, :, last:], k, spatial, q_offset=last)
 
