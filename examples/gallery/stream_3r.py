@@ -1,4 +1,4 @@
-"""3D reconstruction from a stream of images: tokens see the frames up to their own, whose registers go with them."""
+"""3D reconstruction from a stream of images: tokens see all views up to their own, or the first and the last few."""
 
 import torch
 from torch import Tensor
@@ -6,41 +6,40 @@ from torch import Tensor
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
 
-TEXT = "attention frames(frame: int tensor[N]) { mask frame[kv_idx] <= frame[q_idx] }"
-attention = ad.parse(TEXT).frames
+attention = ad.attention(mask_mod=ad.masks.block_causal(block=16, window=5, sink=1), name="views")
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:
-    """Frames of unlike length: the first has more register tokens than later ones."""
-    image = size.length // 5
-    first = size.length - 4 * image
-    frame = torch.cat([torch.full((first if number == 0 else image,), number) for number in range(5)])
-    return {**draw.qkv(size), "frame": frame}
+    return {**draw.qkv(size), "tokens": max(9, size.length // 16), "window": 5}
 
 
-def run(q: Tensor, k: Tensor, v: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
-    """All frames at once, as in training, and the last one against a cache of those before it."""
-    ad.require((frame[1:] >= frame[:-1]) & (len(frame) == k.shape[2]), "`frame` has the frame of each token, in order")
-    causal = attention(frame=frame)
-    last = int((frame < frame[-1]).sum())
-    return causal(q, k, v), causal(q[:, :, last:], k, v, q_offset=last)
+def run(q: Tensor, k: Tensor, v: Tensor, tokens: int, window: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Both modes of the model on a whole stream, and its last view against a cache of those before."""
+    ad.require(tokens >= 1, "`tokens` counts those of a view, at least 1")
+    views = -(-k.shape[2] // tokens)
+    last = (views - 1) * tokens
+    causal, rolling = attention.bind(block=tokens, window=views), attention.bind(block=tokens, window=window)
+    return causal(q, k, v), rolling(q, k, v), rolling(q[:, :, last:], k, v, q_offset=last)
 
 
-def formula(q: Tensor, k: Tensor, v: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax over the tokens of this frame and those before; the last frame sees everything."""
-    scores = q @ k.mT / q.shape[-1] ** 0.5
-    out = scores.masked_fill(frame[None, :] > frame[:, None], -torch.inf).softmax(-1) @ v
-    return out, scores[:, :, frame == frame[-1]].softmax(-1) @ v
+def formula(q: Tensor, k: Tensor, v: Tensor, tokens: int, window: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Softmax over the views up to the own; over the first of them and the last `window`."""
+    view = torch.arange(q.shape[2], device=q.device) // tokens
+    behind = view[:, None] - view[None, :]
+    scores = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(behind < 0, -torch.inf)
+    rolling = scores.masked_fill((behind >= window) & (view > 0), -torch.inf).softmax(-1) @ v
+    return scores.softmax(-1) @ v, rolling, rolling[:, :, view == view[-1]]
 
 
 ENTRY = Entry(
     systems=("STream3R",),
     paper="STream3R: Scalable Sequential 3D Reconstruction with Causal Transformer",
     year=2025,
-    conventions="Full inside a frame. `frame` names the frame of each token, camera and register tokens included.",
-    pitfall="Frames are not equally long once registers count, so a frame is not its index divided by a length.",
+    conventions="Full inside a view. `window` counts views, the own one among them; the first is always seen.",
+    pitfall="The first view's camera and register tokens are other parameters than later views', yet as many.",
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"frame": torch.tensor([1, 0])},
+    source="The attention modes of the authors' repository, as its camera head makes their masks",
+    refuses={"tokens": 0, "window": 0},
 )

@@ -41,5 +41,6 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
+    source="The mask of the released aggregator: frames numbered by place over tokens a frame",
     refuses={"tokens": 0},
 )
