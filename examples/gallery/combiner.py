@@ -15,7 +15,7 @@ def own_block(q_idx, kv_idx, *, block):
 
 @ad.mask_mod
 def members(q_idx, kv_idx, *, block):
-    return kv_idx // block == q_idx
+    return (kv_idx >= q_idx * block) & (kv_idx < q_idx * block + block)
 
 
 @ad.mask_mod

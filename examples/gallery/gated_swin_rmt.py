@@ -12,8 +12,9 @@ from examples.gallery.entry import Draw, Entry, Inputs, Size
 def line(q_idx, kv_idx, *, width, window, shift):
     ad.require((window >= 1) & (window <= width), "`window` counts places along an axis, at most all of them")
     ad.require((shift >= 0) & (shift < window), "`shift` is less than the window")
-    moved_q, moved_k = q_idx % width + (window - shift), kv_idx % width + (window - shift)
-    return (q_idx // width == kv_idx // width) & (moved_q // window == moved_k // window)
+    row, before = q_idx // width * width, window - shift
+    start = row + (q_idx - row + before) // window * window - before
+    return (kv_idx >= row) & (kv_idx < row + width) & (kv_idx >= start) & (kv_idx < start + window)
 
 
 @ad.score_mod

@@ -19,7 +19,8 @@ attention contmix(size: int = 5, width: int = 16, logits: tensor[B, H, N, S], bi
     let kx = kv_idx % width
     let y = ky - start(qy, size, height)
     let x = kx - start(qx, size, width)
-    mask   y >= 0 and y < size and x >= 0 and x < size
+    let first = start(qy, size, height) * width
+    mask   kv_idx >= first and kv_idx < first + size * width and x >= 0 and x < size
     score  logits[b, h, q_idx, y * size + x] + bias[h, ky - qy + size - 1, kx - qx + size - 1]
 }
 """
