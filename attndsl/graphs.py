@@ -54,10 +54,9 @@ def call(
     """The result of calling the attention `eager`, of this compilation and bindings."""
     reason = _left_out(q, blocks, backend_named(backend), check)
     if reason is not None:
-        if torch.compiler.is_exporting():
-            raise fail(UnsupportedError, "not-exportable", f"a graph has no place for {reason}", help=OUTSIDE)
-        torch._dynamo.graph_break(msg=f"attndsl: a graph has no place for {reason}")
-        return _outside(eager, q, k, v, blocks=blocks, return_aux=return_aux, check=check, backend=backend, **how)
+        return outside(
+            reason, eager, q, k, v, blocks=blocks, return_aux=return_aux, check=check, backend=backend, **how
+        )
     # What is read here torch's compiler watches: another program of this fingerprint means the same, except for what it
     # asks of calls.
     program = f"# {compilation.fingerprint}\n{compilation.text()}"
@@ -72,9 +71,16 @@ def call(
     return _attend(program, values, q, k, v, return_aux=return_aux, backend=backend, **how)
 
 
+def outside(reason: str, eager: Callable[..., Any], *call: Any, **how: Any) -> Any:
+    """A call that breaks the graph, and of which nothing is exported."""
+    if torch.compiler.is_exporting():
+        raise fail(UnsupportedError, "not-exportable", f"a graph has no place for {reason}", help=OUTSIDE)
+    torch._dynamo.graph_break(msg=f"attndsl: a graph has no place for {reason}")
+    return _run(eager, *call, **how)
+
+
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _outside(eager: Callable[..., Any], *call: Any, **how: Any) -> Any:
-    """The call as it is without a graph."""
+def _run(eager: Callable[..., Any], *call: Any, **how: Any) -> Any:
     return eager(*call, **how)
 
 

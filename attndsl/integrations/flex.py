@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn.attention import flex_attention as torch_flex
 from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask
 
+from attndsl.attention import Attention
 from attndsl.diagnostics import CallError, Reporter
 from attndsl.frontend.decorators import Mod
-from attndsl.integrations.block_masks import WHOLE, with_blocks
+from attndsl.integrations.block_masks import WHOLE, Sizes, with_blocks
 from attndsl.integrations.traces import traced
 
 __all__ = ["AuxOutput", "AuxRequest", "KernelOptionsWarning", "flex_attention"]
@@ -27,6 +28,13 @@ BACKENDS = ("AUTO", "TRITON", "FLASH", "TRITON_DECODE")
 
 INTERNAL = ("OUTPUT_LOGSUMEXP", "OUTPUT_MAX")
 """Kernel options that torch keeps for itself."""
+
+
+OUT_OF_SIGHT = (
+    "a `BlockMask`, kernel options, or functions that read what cannot be watched: pass the mask function itself, of "
+    "plain functions that close over numbers, tensors and modules"
+)
+"""Of what `flex_attention` is given, what breaks a graph."""
 
 
 class KernelOptionsWarning(UserWarning):
@@ -53,47 +61,45 @@ def flex_attention(
     `mask_mod`, or a mask function itself, which needs no lists. With `return_aux=AuxRequest(lse=True)` the result is
     `(out, AuxOutput)`, with `return_lse` it is `(out, lse)`; `lse` is a natural logarithm. Gradients reach query, key,
     value and captured tensors. `kernel_options` are for FlexAttention's kernels and change nothing here, with a
-    `KernelOptionsWarning`. Inside `torch.compile` it breaks the graph: its kernels are compiled already.
+    `KernelOptionsWarning`. Inside `torch.compile` functions are part of the graph; a `BlockMask`, whose lists are
+    compared with its function, breaks it.
     """
-    if torch.compiler.is_compiling():
-        attend: Callable[..., Any] = torch.compiler.disable(_attend)
-    else:
-        attend = _attend
-    how = (score_mod, block_mask, scale, enable_gqa, return_lse, kernel_options, return_aux)
-    return attend(query, key, value, *how)
-
-
-def _attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    score_mod: Callable[..., Any] | None,
-    block_mask: BlockMask | Callable[..., Any] | None,
-    scale: float | None,
-    enable_gqa: bool,
-    return_lse: bool,
-    kernel_options: Mapping[str, Any] | None,
-    return_aux: AuxRequest | None,
-) -> Any:
     _check(query, key, value, block_mask, enable_gqa, return_lse, return_aux)
-    _check_options(kernel_options)
+    attention: Attention | None = None
+    if torch.compiler.is_compiling():
+        from attndsl import graphs  # brings torch's compiler
+        from attndsl.integrations import compile as in_graph
+
+        if not isinstance(block_mask, BlockMask) and not kernel_options:
+            attention = in_graph.attention_in_graph(score_mod, block_mask)
+        if attention is None:
+            how = (score_mod, block_mask, scale, enable_gqa, return_lse, kernel_options)
+            return graphs.outside(OUT_OF_SIGHT, flex_attention, query, key, value, *how, return_aux=return_aux)
+    else:
+        _check_options(kernel_options)
     if query.shape[0] != key.shape[0]:
         key, value = (tensor.expand(query.shape[0], -1, -1, -1) for tensor in (key, value))
     # torch computes in the query's precision, whatever keys and values are kept in.
     key, value = key.to(query.dtype), value.to(query.dtype)
-    if isinstance(block_mask, BlockMask):
-        sizes = (*query.shape[:3], key.shape[2])
-        bound = with_blocks(traced(score_mod, block_mask.mask_mod), block_mask, sizes)
-    else:
-        bound = traced(score_mod, block_mask)
+    if attention is None:
+        attention = _attention(score_mod, block_mask, (*query.shape[:3], key.shape[2]))
     wanted = _statistics(return_lse, return_aux)
-    result = bound.attention(query, key, value, scale=scale, enable_gqa=enable_gqa, return_aux=wanted or False)
+    result = attention(query, key, value, scale=scale, enable_gqa=enable_gqa, return_aux=wanted or False)
     if not wanted:
         return result if return_aux is None else (result, AuxOutput())
     out, aux = result
     if return_aux is None:
         return out, aux.lse
     return out, AuxOutput(lse=aux.lse, max_scores=aux.max_score)
+
+
+def _attention(
+    score_mod: Callable[..., Any] | None, block_mask: BlockMask | Callable[..., Any] | None, sizes: Sizes
+) -> Attention:
+    """The attention of functions, and of lists of blocks."""
+    if isinstance(block_mask, BlockMask):
+        return with_blocks(traced(score_mod, block_mask.mask_mod), block_mask, sizes).attention
+    return traced(score_mod, block_mask).attention
 
 
 def _statistics(return_lse: bool, return_aux: AuxRequest | None) -> list[str]:

@@ -106,14 +106,14 @@ class _Walk:
                 return self._once(value, self._partial)
             case MethodType():
                 return "method", self.value(value.__func__, None), self.value(value.__self__, None)
-            case ModuleType() | type() | BuiltinFunctionType() if _is_fixed(value):
+            case ModuleType() | type() | BuiltinFunctionType() if is_fixed(value):
                 return "name", value
             case _:
                 return self._object(value)
 
     def _object(self, value: Any) -> Hashable:
         """An object of a user's class, whose attributes are looked up where they are kept."""
-        homes = [vars(base) for base in type(value).__mro__ if not _is_fixed(base)]
+        homes = [vars(base) for base in type(value).__mro__ if not is_fixed(base)]
         if not homes or any(hook in home for home in homes for hook in ("__getattr__", "__getattribute__")):
             self.is_complete = False
             return None
@@ -130,7 +130,7 @@ class _Walk:
             if name in variables:
                 return self.value(variables[name], ("attribute", id(value), name))
         owner = next((base for base in type(value).__mro__ if name in vars(base)), None)
-        if owner is None or _is_fixed(owner):
+        if owner is None or is_fixed(owner):
             return None
         match vars(owner)[name]:
             case property() as found:
@@ -165,7 +165,7 @@ class _Walk:
             tuple(map(self._cell, function.__closure__ or ())),
             self._defaults(function),
             *((name, self.value(value, ("default", id(function), name))) for name, value in keywords.items()),
-            *(() if _is_fixed(function) else self._read(function.__globals__, names_in(code))),
+            *(() if is_fixed(function) else self._read(function.__globals__, names_in(code))),
         )
 
     def _cell(self, cell: Any) -> Hashable:
@@ -193,12 +193,10 @@ class _Walk:
 
     def _variable(self, variables: Mapping[str, Any], name: str, names: tuple[str, ...]) -> Hashable:
         value = variables[name]
-        if not isinstance(value, ModuleType | type) or _is_fixed(value):
+        if not isinstance(value, ModuleType | type) or is_fixed(value):
             return self.value(value, ("variable", id(variables), name))
         homes = value.__mro__ if isinstance(value, type) else (value,)
-        return self._once(
-            value, lambda _: tuple(self._read(vars(home), names) for home in homes if not _is_fixed(home))
-        )
+        return self._once(value, lambda _: tuple(self._read(vars(home), names) for home in homes if not is_fixed(home)))
 
 
 @lru_cache(maxsize=4096)
@@ -209,7 +207,8 @@ def names_in(code: CodeType) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*code.co_names, *text, *(name for names in inner for name in names)]))
 
 
-def _is_fixed(value: Any) -> bool:
+def is_fixed(value: Any) -> bool:
+    """Whether a module, class or function is of a package in which names mean the same at every call."""
     if isinstance(value, BuiltinFunctionType) and not isinstance(value.__self__, ModuleType | type | NoneType):
         return False
     module = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)

@@ -145,6 +145,16 @@ def traced(
     return Bound(compiled, program.bindings)
 
 
+def trace_of(
+    score_mod: Callable[..., Any] | None, mask_mod: Callable[..., Any] | None
+) -> tuple[Trace | None, Likeness]:
+    """The trace of functions, where it serves whatever is like them."""
+    traced(score_mod, mask_mod)
+    now = likeness(score_mod, mask_mod, None)
+    known: list[Trace] = [] if now.form is None else _traces.use(now.form, list)
+    return next((found for found in known if found.fits(now)), None), now
+
+
 def compile_once(variant: Variant) -> Compiled:
     """The compilation of a variant; two that were written in different places have one each, for their errors' sake."""
     params = tuple(replace(one, default=None) if isinstance(one, ScalarParam) else one for one in variant.params)
