@@ -242,15 +242,12 @@ class NativeKernels(Kernels):
 
     def forward(self, call: Call) -> Rows:
         spec = replace(self._spec(call), storages=native.storages(self.program, call))
-        rows = self._forward(call, *self._planned(call, "forward", spec))
+        rows = native.forward(call, *self._planned(call, "forward", spec))
         return (
             replace(rows, sums=self._run(call, "row_outputs", self._spec(call), {}, rows.kept))
             if self.returned
             else rows
         )
-
-    def _forward(self, call: Call, kernel: Emitted, tile: TileShape, table: TileTable | None) -> Rows:
-        return native.forward(call, kernel, tile, table)
 
     def _planned(self, call: Call, name: str, spec: Specialisation) -> tuple[Emitted, TileShape, TileTable | None]:
         """The text of a kernel is written for its tile. What is taken in stretches of keys has the default's."""

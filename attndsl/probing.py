@@ -27,7 +27,7 @@ class Unfit(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Met:
-    """A kernel that was launched: its plan, the tile it had, and what its tile is asked by."""
+    """A kernel of the call: its plan, the tile it has, and the specialisation tiles are kept for."""
 
     plan: KernelPlan
     tile: TileShape
@@ -42,24 +42,31 @@ class Probe:
     tile: TileShape | None = None
     ms: float = 0.0
     met: dict[str, Met] = field(default_factory=dict)
-    specs: dict[str, Specialisation] = field(default_factory=dict)
+    asked: dict[str, Specialisation] = field(default_factory=dict)
 
     def tile_of(self, name: str, spec: Specialisation) -> TileShape | None:
-        """The tile a kernel asks for."""
-        self.specs.setdefault(name, spec)
+        """The tile a kernel has instead of its default."""
+        self.asked.setdefault(name, spec)
         return self.tile if name == self.kernel else None
 
-    def run(self, plan: KernelPlan, tile: TileShape, device: torch.device, launch: Callable[[], Any]) -> Any:
-        """Launch a kernel, and again and again if it is the one."""
+    def meet(self, plan: KernelPlan, tile: TileShape) -> None:
+        """Note a kernel, if its tile is anybody's to choose."""
+        if plan.kernel in self.asked:
+            self.met.setdefault(plan.kernel, Met(plan, tile, self.asked[plan.kernel]))
+
+    def run(self, name: str, device: torch.device, launch: Callable[[], Any]) -> Any:
+        """Launch a kernel, and if it is the one, again and again."""
         found = launch()
-        if plan.kernel in self.specs:
-            self.met.setdefault(plan.kernel, Met(plan, tile, self.specs[plan.kernel]))
-        if plan.kernel == self.kernel:
+        if name == self.kernel:
             spilled = getattr(found, "n_spills", None)
             if spilled and self.tile is not None:
                 raise Unfit(f"{4 * spilled} bytes a thread do not fit in registers")
-            self.ms += milliseconds(launch, device)
+            self.time(device, launch)
         return found
+
+    def time(self, device: torch.device, launch: Callable[[], Any]) -> None:
+        """Add what a launch takes."""
+        self.ms += milliseconds(launch, device)
 
 
 @dataclass(frozen=True)
@@ -71,16 +78,19 @@ class ProbedKernels(Kernels):
     def _tuned(self, call: Call, name: str, spec: Specialisation) -> TileShape | None:
         return self.probe.tile_of(name, spec)
 
+    def _planned(self, call: Call, name: str, spec: Specialisation) -> tuple[Emitted, TileShape, TileTable | None]:
+        kernel, tile, table = super()._planned(call, name, spec)
+        self.probe.meet(kernel.plan, tile)
+        return kernel, tile, table
+
     def _launch(self, call: Call, task: Launch) -> Any:
-        launch = partial(super()._launch, call, task)
-        return self.probe.run(task.kernel.plan, task.tile, call.q.device, launch)
+        return self.probe.run(task.kernel.plan.kernel, call.q.device, partial(super()._launch, call, task))
 
 
 @dataclass(frozen=True)
 class ProbedNativeKernels(ProbedKernels, NativeKernels):
     """Those in C++."""
 
-    def _forward(self, call: Call, kernel: Emitted, tile: TileShape, table: TileTable | None) -> Rows:
-        launch = partial(super()._forward, call, kernel, tile, table)
-        rows: Rows = self.probe.run(kernel.plan, tile, call.q.device, launch)
+    def forward(self, call: Call) -> Rows:
+        rows: Rows = self.probe.run("forward", call.q.device, partial(super().forward, call))
         return rows

@@ -37,11 +37,13 @@ _known: dict[Hashable, TileShape | None] = {}
 def tuned_tile(fingerprint: str, kernel: str, spec: Specialisation, call: Call) -> TileShape | None:
     """The tile chosen for calls like this one; the disk is asked once."""
     place = (fingerprint, kernel, spec, call.q.device, _sizes(call))
-    if place not in _known:
+    try:
+        return _known[place]
+    except KeyError:
         if len(_known) >= REMEMBERED:
             forget_tiles()
-        _known[place] = _read(kernel, _key(fingerprint, kernel, spec, call))
-    return _known.get(place)
+        found = _known[place] = _read(kernel, _key(fingerprint, kernel, spec, call))
+        return found
 
 
 def keep_tile(fingerprint: str, kernel: str, spec: Specialisation, call: Call, tile: TileShape, title: str) -> None:
@@ -65,8 +67,9 @@ def device_name(call: Call, target: Target) -> str:
 
 def _sizes(call: Call) -> tuple[int, int, int]:
     """Batch and heads, queries and keys, by their hexadecimal digits."""
-    rows = call.batch * call.heads
-    return tuple((size.bit_length() + 3) // 4 for size in (rows, call.q_len, call.kv_len))  # type: ignore[return-value]
+    batch, heads, queries, _ = call.q.shape
+    keys = call.k.shape[2]
+    return (batch * heads).bit_length() + 3 >> 2, queries.bit_length() + 3 >> 2, keys.bit_length() + 3 >> 2
 
 
 def _key(fingerprint: str, kernel: str, spec: Specialisation, call: Call) -> str:

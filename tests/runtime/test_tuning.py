@@ -15,7 +15,7 @@ from launches import INTERPRETING, on_kernels
 from torch import Tensor
 
 import attndsl as ad
-from attndsl import execution, judging, probing
+from attndsl import execution, judging
 from attndsl.attention import Attention
 from attndsl.cli import main
 from attndsl.codegen.plan import Specialisation, Target
@@ -24,8 +24,8 @@ from attndsl.judging import Judge
 from attndsl.probing import Probe, Unfit
 from attndsl.reference import attend
 from attndsl.runtime import tuning
+from attndsl.runtime.arguments import Call
 from attndsl.runtime.cache import Kind, cached_files
-from attndsl.runtime.launch import Launch
 from attndsl.runtime.store import CacheWarning
 from attndsl.runtime.tile_records import read_tile, tile_record
 from attndsl.runtime.tiles import FAMILIES, TileShape, default_tile, is_within, neighbours
@@ -53,16 +53,19 @@ def nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     tuning.forget_tiles()
 
 
+def timed(monkeypatch: pytest.MonkeyPatch, ms: Callable[[TileShape], float]) -> None:
+    """Launches take so many milliseconds by their tile."""
+
+    def time(self: Probe, device: torch.device, launch: Any) -> None:
+        self.ms += ms(DEFAULT if self.tile is None else self.tile)
+
+    monkeypatch.setattr(Probe, "time", time)
+
+
 @pytest.fixture
 def second_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every tile but the default takes half of the time."""
-    monkeypatch.setattr(probing, "milliseconds", lambda run, device: 2.0 if DEFAULT in _tiles(run.args) else 1.0)
-
-
-def _tiles(arguments: tuple[Any, ...]) -> list[TileShape]:
-    """The tile of a launch."""
-    tiles = (argument.tile if isinstance(argument, Launch) else argument for argument in arguments)
-    return [tile for tile in tiles if isinstance(tile, TileShape)]
+    timed(monkeypatch, lambda tile: 2.0 if tile == DEFAULT else 1.0)
 
 
 def alibi(**values: Any) -> Attention:
@@ -79,19 +82,14 @@ def inputs(length: int = LENGTH, heads: int = 2, grad: bool = False) -> tuple[Te
 def used(monkeypatch: pytest.MonkeyPatch) -> list[TileShape]:
     """The tiles of kernels that run."""
     found: list[TileShape] = []
+    planned = execution.Kernels._planned
 
-    def watch(engine: type[execution.Kernels], method: str) -> None:
-        original = getattr(engine, method)
+    def watched(self: execution.Kernels, *arguments: Any) -> Any:
+        kernel, tile, table = planned(self, *arguments)
+        found.append(tile)
+        return kernel, tile, table
 
-        def watched(self: Any, *arguments: Any) -> Any:
-            found.extend(_tiles(arguments))
-            return original(self, *arguments)
-
-        monkeypatch.setattr(engine, method, watched)
-
-    watch(execution.Kernels, "_launch")
-    watch(execution.NativeKernels, "_launch")
-    watch(execution.NativeKernels, "_forward")
+    monkeypatch.setattr(execution.Kernels, "_planned", watched)
     return found
 
 
@@ -172,10 +170,10 @@ def test_what_tuning_prints(second_wins: None) -> None:
 @here_alone
 def test_noise_replaces_no_default(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tile that wins by a percent, and one that won once and not in turns with the default."""
-    monkeypatch.setattr(probing, "milliseconds", lambda run, device: 1.0 if DEFAULT in _tiles(run.args) else 0.99)
+    timed(monkeypatch, lambda tile: 1.0 if tile == DEFAULT else 0.99)
     assert alibi().tune(*inputs(), candidates=[OTHER]).chosen == {"forward": DEFAULT}
     times = iter([2.0, 1.0, *[2.0, 2.0] * 3])
-    monkeypatch.setattr(probing, "milliseconds", lambda run, device: next(times))
+    timed(monkeypatch, lambda tile: next(times))
     assert alibi().tune(*inputs(), candidates=[OTHER]).chosen == {"forward": DEFAULT}
     assert next(times, None) is None
 
@@ -244,10 +242,10 @@ def test_what_is_too_large_is_passed_over(second_wins: None, monkeypatch: pytest
 
 @here_alone
 def test_errors_that_are_not_about_tiles_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(run: Any, device: torch.device) -> float:
+    def broken(tile: TileShape) -> float:
         raise RuntimeError("the device is gone")
 
-    monkeypatch.setattr(probing, "milliseconds", broken)
+    timed(monkeypatch, broken)
     with pytest.raises(RuntimeError, match="the device is gone"):
         alibi().tune(*inputs(), candidates=[OTHER])
 
@@ -264,12 +262,11 @@ def test_why_a_kernel_of_triton_does_not_fit() -> None:
 
 @here_alone
 def test_spilled_registers_make_a_tile_unfit() -> None:
-    plan: Any = SimpleNamespace(kernel="forward")
     compiled, device = SimpleNamespace(n_spills=3), torch.device("cpu")
     with pytest.raises(Unfit, match="12 bytes a thread"):
-        Probe("forward", OTHER).run(plan, OTHER, device, lambda: compiled)
+        Probe("forward", OTHER).run("forward", device, lambda: compiled)
     default = Probe("forward")
-    assert default.run(plan, DEFAULT, device, lambda: compiled) is compiled
+    assert default.run("forward", device, lambda: compiled) is compiled
     assert default.ms >= 0
 
 
@@ -277,12 +274,12 @@ def test_spilled_registers_make_a_tile_unfit() -> None:
 def test_tuning_that_is_interrupted_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     runs = iter(range(3))
 
-    def interrupted(run: Any, device: torch.device) -> float:
+    def interrupted(tile: TileShape) -> float:
         if next(runs) == 2:
             raise KeyboardInterrupt
         return 1.0
 
-    monkeypatch.setattr(probing, "milliseconds", interrupted)
+    timed(monkeypatch, interrupted)
     with pytest.raises(KeyboardInterrupt):
         alibi().tune(*inputs(), candidates=[OTHER], backward=True)
     assert list(tmp_path.glob("*/*")) == []
@@ -303,7 +300,7 @@ def test_the_search_follows_what_gets_better(monkeypatch: pytest.MonkeyPatch) ->
     around = {DEFAULT: [middle], middle: [goal], goal: [DEFAULT, middle]}
     monkeypatch.setattr("attndsl.tuner.neighbours", lambda family, tile, is_square: around[tile])
     times = {DEFAULT: 3.0, middle: 2.0, goal: 1.0}
-    monkeypatch.setattr(probing, "milliseconds", lambda run, device: times[_tiles(run.args)[0]])
+    timed(monkeypatch, times.__getitem__)
     report = alibi().tune(*inputs())
     assert [trial.tile for trial in report.kernels[0].trials] == [DEFAULT, middle, goal]
     assert report.chosen == {"forward": goal}
@@ -394,7 +391,8 @@ class Kept:
 
 @pytest.fixture
 def kept(tmp_path: Path) -> Kept:
-    call: Any = SimpleNamespace(q=torch.zeros(1), batch=1, heads=2, q_len=64, kv_len=64)
+    tokens = torch.zeros(1, 2, 64, 16)
+    call = Call(tokens, tokens, tokens, 1.0, 0, {})
     spec = Specialisation(target=Target.CPP)
 
     def find() -> TileShape | None:
