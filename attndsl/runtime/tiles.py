@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from attndsl.codegen.cpp_tiles import block_of
-from attndsl.codegen.head_dims import padded
+from attndsl.codegen.head_dims import computed
 from attndsl.codegen.placement import Side
 from attndsl.codegen.plan import Gather, KernelPlan
 
@@ -70,6 +70,8 @@ _HALF: dict[str, dict[Shape, tuple[Row, ...]]] = {
             Row(64, TileShape(128, 64, 8, 3), TileShape(128, 32, 8, 3)),
             # The accumulator alone is 64 registers: keys come 32 at a time.
             Row(128, TileShape(128, 32, 8, 3)),
+            # Pieces of 128 and 64 keep q in registers, which leaves room for 16 keys.
+            Row(192, TileShape(64, 16, 8, 2)),
             # Twice that again: half the queries, and what is in flight must fit in shared memory.
             Row(256, TileShape(64, 32, 8, 2)),
         ),
@@ -100,6 +102,8 @@ _HALF: dict[str, dict[Shape, tuple[Row, ...]]] = {
             # Two warp groups of 64 rows. What looks at its tiles has one less in flight, and so fewer addresses.
             Row(64, TileShape(128, 64, 8, 3), TileShape(128, 64, 8, 2)),
             Row(128, TileShape(128, 64, 8, 3), TileShape(128, 64, 8, 2)),
+            # 144 KiB in flight. A mask leaves registers for half of the keys.
+            Row(192, TileShape(128, 64, 8, 2), TileShape(128, 32, 8, 2)),
             # One warp group, whose accumulator takes half of all registers.
             Row(256, TileShape(64, 32, 4, 2)),
         ),
@@ -107,12 +111,15 @@ _HALF: dict[str, dict[Shape, tuple[Row, ...]]] = {
             Row(64, TileShape(128, 64, 8, 2)),
             # Two products for every pair: a mask leaves room for half of them.
             Row(128, TileShape(128, 64, 8, 2), TileShape(128, 32, 8, 2)),
+            # 96 registers of accumulators, and keys as few as that: rather than half the queries in one warp group.
+            Row(192, TileShape(128, 32, 8, 1), TileShape(128, 16, 8, 1)),
             Row(256, TileShape(64, 32, 4, 1)),
         ),
         Shape.QUERIES: (
             Row(64, TileShape(64, 128, 8, 2), TileShape(32, 128, 8, 2)),
             # Two accumulators of 128 by 128 are 128 registers: queries come in as few as the rest allows.
             Row(128, TileShape(32, 128, 8, 2), TileShape(16, 128, 8, 2), TileShape(16, 64, 8, 2)),
+            Row(192, TileShape(32, 64, 8, 1), TileShape(16, 64, 8, 1)),
             Row(256, TileShape(16, 64, 8, 1)),
         ),
         # One warp group, 64 by 64: its accumulator is 32 registers whatever the head dim.
@@ -124,18 +131,22 @@ _HALF: dict[str, dict[Shape, tuple[Row, ...]]] = {
             # What looks at its tiles holds scores and mask at once: a quarter of a tile, with half of the warps.
             Row(64, TileShape(128, 64, 8, 3), TileShape(64, 32, 4, 3)),
             Row(128, TileShape(128, 64, 8, 3), TileShape(128, 32, 8, 2)),
+            Row(192, TileShape(128, 32, 8, 2), TileShape(64, 32, 8, 2)),
             Row(256, TileShape(64, 32, 4, 2)),
         ),
         Shape.KEYS: (
             # Both scores of a pair come back to registers: 32 keys at a time.
             Row(64, TileShape(128, 32, 8, 2), None, TileShape(64, 32, 4, 2)),
             Row(128, TileShape(128, 64, 8, 2), TileShape(128, 32, 8, 2)),
+            # Accumulators of 192 columns fit in tensor memory for twice the queries of 256.
+            Row(192, TileShape(128, 32, 8, 1)),
             Row(256, TileShape(64, 32, 4, 1)),
         ),
         Shape.QUERIES: (
             Row(64, TileShape(64, 128, 8, 2), TileShape(32, 128, 8, 2)),
             # With one tile in flight its addresses are computed when they are needed.
             Row(128, TileShape(32, 128, 8, 2), TileShape(32, 128, 8, 1), TileShape(32, 64, 8, 2)),
+            Row(192, TileShape(32, 64, 8, 1)),
             Row(256, TileShape(16, 64, 8, 1)),
         ),
         Shape.DIAGONAL: (Row(256, TileShape(64, 64, 4, 1)),),
@@ -170,7 +181,7 @@ def default_tile(family: str, plan: KernelPlan) -> TileShape:
         case "interpreter":
             return INTERPRETER
     rows = _FULL if plan.spec.dtype == "fp32" else _HALF[family][_shape(plan)]
-    head_dim = padded(max(plan.spec.head_dim, plan.spec.v_head_dim))
+    head_dim = computed(max(plan.spec.head_dim, plan.spec.v_head_dim))
     row = next(row for row in rows if head_dim <= row.head_dim)
     searching = row.bounded if row.searching is None else row.searching
     if _shape(plan) in (Shape.KEYS, Shape.QUERIES) and (plan.hides_keys or plan.has_thresholds):
