@@ -85,6 +85,8 @@ _HALF: dict[str, dict[Shape, tuple[Row, ...]]] = {
         Shape.QUERIES: (
             # Two accumulators of 128 keys. Values that hide keys are held for 16 queries at a time at most.
             Row(64, TileShape(32, 128, 8, 2), None, TileShape(16, 128, 8, 2)),
+            # The addresses of two pieces beside a mask.
+            Row(96, TileShape(16, 128, 8, 2), TileShape(16, 64, 8, 2)),
             # Where the mask must be looked at, 64 keys and twice the queries read as much.
             Row(128, TileShape(16, 128, 8, 2), TileShape(32, 64, 8, 2), TileShape(16, 64, 8, 2)),
             Row(256, TileShape(16, 32, 8, 1)),

@@ -151,6 +151,14 @@ def test_pieces_take_less_of_a_gpu() -> None:
         assert exact.instructions["wgmma"] > 0
 
 
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="compiles in this process")
+def test_latent_attention_spills_nothing() -> None:
+    (attention,) = ad.parse("attention causal { mask kv_idx <= q_idx }")
+    kernels = attention.compile_for("cuda:90", dtype=torch.bfloat16, head_dim=192, v_head_dim=128).kernels
+    assert [kernel.spilled_bytes for kernel in kernels] == [0, 0, 0]
+    assert all(kernel.instructions["wgmma"] > 0 for kernel in kernels)
+
+
 DIMS = [(96, 96), (192, 192), (80, 80), (48, 48), (192, 128), (72, 96), (33, 160), (100, 48)]
 PROGRAMS = {
     "causal": CAUSAL,

@@ -36,7 +36,7 @@ from attndsl.runtime.unfit import why_unfit
 ALIBI = "attention alibi(t: tensor[H], w: int = 50) { mask kv_idx <= q_idx and q_idx - kv_idx < w score score + t[h] }"
 DEFAULT = TileShape(32, 32, 4, 1) if INTERPRETING else TileShape(64, 64)
 OTHER = replace(DEFAULT, block_n=16) if INTERPRETING else replace(DEFAULT, block_n=32)
-LENGTH = 35 if INTERPRETING else 150
+LENGTH = 36 if INTERPRETING else 150
 KERNELS = ("forward", "backward_dq", "backward_dkv") if INTERPRETING else ("forward", "backward")
 KEY = "0123456789abcdef" * 4
 
