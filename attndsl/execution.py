@@ -27,6 +27,7 @@ from attndsl.ir.row_sums import RowSum
 from attndsl.ir.variant import Variant
 from attndsl.runtime import autograd, launch, order
 from attndsl.runtime.arguments import Call, PagedCall
+from attndsl.runtime.combining import combine
 from attndsl.runtime.engine import Chunk, Pieces, Task
 from attndsl.runtime.facts import FactBook, Facts
 from attndsl.runtime.gradients.captures import keys_of_chunk
@@ -43,7 +44,7 @@ class Kernels:
     """The kernels of one variant for calls of one kind: an `Engine`.
 
     `returned` are further sums of the rows, beside the output. `fast`, `strategy` and `tile` override what a call and
-    its device suggest.
+    its device suggest, and so does `splits`: the number of programs that share the keys of a query tile.
     """
 
     compilation: Compilation
@@ -53,6 +54,7 @@ class Kernels:
     fast: bool | None = None
     strategy: Strategy | None = None
     tile: TileShape | None = None
+    splits: int | None = None
 
     @property
     def program(self) -> Variant:
@@ -74,6 +76,9 @@ class Kernels:
             rows = self.forward(replace(call, v=call.v.new_zeros(*call.v.shape[:3], 1)))
             return replace(rows, out=rows.out[..., :0])
         derivation, spec = self.compilation.derivation, self._spec(call)
+        splits = self._splits(call, spec)
+        if splits > 1:
+            return self._by_parts(call, replace(spec, split=True), splits)
         found: dict[str, Tensor] = {}
         for name in derivation.statistics_kernels:
             found |= self._run(call, name, spec, {}, found)
@@ -82,6 +87,25 @@ class Kernels:
         kept = {name: found[name] for name in derivation.streaming.kept}
         sums = self._run(call, "row_outputs", spec, {}, kept) if self.returned else {}
         return Rows(out, found.get("lse"), found[derivation.maximum], sums, kept)
+
+    def _splits(self, call: Call, spec: Specialisation) -> int:
+        """Among how many programs the keys of a query tile are shared; one where parts could not be put together."""
+        if self.returned or not self.compilation.derivation.has_parts:
+            return 1
+        if self.splits is not None:
+            return self.splits
+        return launch.splits_for(call, self._tile(call, self.compilation.kernel("forward", spec)))
+
+    def _by_parts(self, call: Call, spec: Specialisation, splits: int) -> Rows:
+        """The rows of a call whose query tiles are walked by several programs each."""
+        shape = (call.batch, call.heads * splits, call.q_len, call.v_head_dim)
+        parts = call.q.new_empty(shape, dtype=torch.float32)
+        found = self._run(call, "forward", spec, {"Out": parts}, {}, splits=splits)
+        most = self.compilation.derivation.maximum
+        rows = combine(parts, found["lse"], found[most], splits, call.q.dtype)
+        assert rows.lse is not None
+        known = {"lse": rows.lse, most: rows.max_score}
+        return replace(rows, kept={name: known[name] for name in self.compilation.derivation.streaming.kept})
 
     def sums(self, call: Call, rows: Mapping[str, Tensor], dout: Tensor) -> Mapping[str, Tensor]:
         """The further row sums of a backward."""
@@ -168,6 +192,7 @@ class Kernels:
         tensors: Mapping[str, Tensor],
         rows: Mapping[str, Tensor],
         stretch: range = range(0),
+        splits: int = 1,
     ) -> dict[str, Tensor]:
         """Run a kernel; what it stores by name: of each row, of each key where it keeps keys, of each place of the
         diagonals of tiles, or of each pair with a `stretch` of keys."""
@@ -175,11 +200,11 @@ class Kernels:
         # What is written pair by pair is 0 where no tile is visited, and a call without queries or keys visits none.
         make = call.q.new_zeros if kernel.plan.gather is Gather.PAIRS or not call.q_len else call.q.new_empty
         dtype = torch.promote_types(call.q.dtype, torch.float32)
-        lead = (call.batch, call.heads)
+        lead = (call.batch, call.heads * splits)
         stored = {
             name: make((*lead, *self._shape(call, kernel, name, stretch)), dtype=dtype) for name in kernel.plan.stored
         }
-        sizes = {"chunk_lo": stretch.start, "chunk_hi": stretch.stop}
+        sizes = {"chunk_lo": stretch.start, "chunk_hi": stretch.stop, "splits": splits}
         if kernel.plan.gather is Gather.DIAGONAL:
             sizes["diagonals"] = tile_diagonals(call.q_len, call.kv_len, tile.block_m)
         given = {"Q": call.q, "K": call.k, "V": call.v, **tensors}

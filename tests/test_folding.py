@@ -18,7 +18,7 @@ from attndsl.compiler import Compilation
 from attndsl.reference import attend
 from attndsl.runtime.arguments import Call
 
-KEYS = 70 if INTERPRETING else 9000
+KEYS = 70 if INTERPRETING else 4500
 """Enough for native kernels to split them."""
 
 native = pytest.mark.skipif(INTERPRETING, reason="of native kernels")
@@ -42,13 +42,13 @@ def tensors(
 class TestGroups:
     pytestmark = on_kernels
 
-    @pytest.mark.parametrize("heads", [(6, 2), (5, 1), (7, 1), (24, 2), (71, 1), (3, 3)])
-    @pytest.mark.parametrize("queries", [1, 3, 16])
-    def test_any_ratio(self, heads: tuple[int, int], queries: int) -> None:
-        q, k, v = tensors(*heads, queries)
+    @pytest.mark.parametrize("shape", [(6, 2, 3), (5, 1, 1), (7, 1, 16), (24, 2, 1), (71, 1, 1), (3, 3, 3)])
+    def test_any_ratio(self, shape: tuple[int, int, int]) -> None:
+        q, k, v = tensors(*shape)
+        heads, _, queries = shape
         last = KEYS - queries
         # Sinks and slopes that belong to a group's other heads would show.
-        for attention in (WINDOW, SINK.bind(sink=SLOPES[: heads[0]])):
+        for attention in (WINDOW, SINK.bind(sink=SLOPES[:heads])):
             for offset in (last, torch.tensor([last, 40])):
                 how = {"enable_gqa": True, "q_offset": offset, "return_aux": ["lse", "max_score"]}
                 out, aux = attention(q, k, v, **how)
@@ -70,11 +70,11 @@ def test_halves() -> None:
 
 
 @native
-@pytest.mark.parametrize("queries", [1, 60])
+@pytest.mark.parametrize("queries", [1, 40])
 def test_rows_without_keys_and_short_windows_among_many_keys(queries: int) -> None:
     """A split is of the keys that are seen: none, one tile, all."""
     q, k, v = tensors(3, 1, queries)
-    for offset in (-100, 0, 4500, KEYS - queries, 2 * KEYS):
+    for offset in (-100, 0, 2200, KEYS - queries, 2 * KEYS):
         for attention in (WINDOW, ad.attention(mask_mod=ad.masks.causal)):
             out = attention(q, k, v, enable_gqa=True, q_offset=offset)
             wanted = attention.reference(q.double(), k.double(), v.double(), enable_gqa=True, q_offset=offset)
@@ -113,7 +113,7 @@ def call_of(case: Case, *given: Tensor) -> Call:
 
 
 @given(cases(tensor_offsets=True, weights=True))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @pytest.mark.skipif(INTERPRETING, reason="runs no kernel")
 def test_random_programs_mean_the_same(case: Case) -> None:
     assume(case.q_heads > case.kv_heads)

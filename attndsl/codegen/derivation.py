@@ -12,6 +12,7 @@ from functools import cached_property
 from attndsl.analysis.axes import axes_of
 from attndsl.analysis.backward import Backward, differentiate
 from attndsl.analysis.calculus import cotangents
+from attndsl.analysis.exponential import exponential
 from attndsl.analysis.streaming import Refusal, Streaming, stream
 from attndsl.analysis.structure import Structure, structure_of
 from attndsl.analysis.with_sums import with_sums
@@ -19,7 +20,7 @@ from attndsl.codegen.placement import Scope, scope_of
 from attndsl.codegen.plan import Specialisation, Target, is_maximum
 from attndsl.diagnostics import UnsupportedError
 from attndsl.ir import build
-from attndsl.ir.nodes import Expr, Load
+from attndsl.ir.nodes import Const, Expr, Load
 from attndsl.ir.ops import Op
 from attndsl.ir.rewrite import postorder, substitute
 from attndsl.ir.row_sums import RowSum
@@ -64,6 +65,15 @@ class Derivation:
     def maximum(self) -> str:
         """The name of the row value that holds the largest score; of its own where no statistic is one."""
         return next((part.name for part in self.streaming.statistics if is_maximum(part)), "m_i_peak")
+
+    @cached_property
+    def has_parts(self) -> bool:
+        """Whether outputs over parts of the keys, each normalized on its own, can be joined by their `lse`."""
+        kin, streaming = exponential(self.program.normalizer), self.streaming
+        if kin is None or kin.sinks is None or streaming.lse is None or self.program.weight is not build.WEIGHT:
+            return False
+        has_sinks = streaming.sink is not None and not any(isinstance(sink, Const) for sink in kin.sinks)
+        return (not kin.sinks or has_sinks) and len(streaming.passes) == len(streaming.terms) == 1
 
     @property
     def statistics_kernels(self) -> tuple[str, ...]:

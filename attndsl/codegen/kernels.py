@@ -14,10 +14,12 @@ In: a variant after its passes, what was derived of it, and a `Specialisation`. 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 
 from attndsl.analysis.bounds import choose_strategy
+from attndsl.analysis.exponential import exponential
 from attndsl.analysis.natural import natural_divisions
 from attndsl.analysis.proofs import row_proofs
 from attndsl.analysis.statistics import Kind, Statistic
@@ -42,6 +44,10 @@ from attndsl.ir import build
 from attndsl.ir.nodes import Apply, Expr, RowValue
 from attndsl.ir.ops import Op
 from attndsl.ir.rewrite import postorder, substitute
+from attndsl.ir.types import DType
+
+SPLIT = build.scalar("%split", DType.I64)
+"""The number of a program among those that share the keys of a tile; no parameter can have its name."""
 
 FINAL_SCORE = "s"
 """The name of the final score of a pair in every kernel."""
@@ -199,7 +205,9 @@ def _planned(
     gather: Gather = Gather.WALK,
 ) -> KernelPlan:
     """The plan of a kernel that computes these."""
-    program = derivation.program
+    program, streaming = derivation.program, derivation.streaming
+    if spec.split:
+        at_end, streaming = _with_one_sink(derivation, at_end)
     # Along the walk what is measured from a maximum is measured from what it grows to at the tile at hand.
     grown: dict[Expr, Expr] = {part.value: part.grown for part in statistics if part.kind is Kind.MAX}
     statistics = tuple(replace(part, integrand=substitute(part.integrand, grown)) for part in statistics)
@@ -214,18 +222,20 @@ def _planned(
     own = {part.name for part in statistics} | {part.grown.name for part in statistics}
     params = used_params(program, roots)
     symbols = kernel_names((param.name for param in params), known | own)
+    if spec.split:
+        symbols[SPLIT.name] = "split"
     hints = _hints(products)
     placer = Placer(program, symbols, side, hints, frozenset(own), taken=known | own)
     placement = placer.place((program.score,), (program.mask,), later=(*peaks, *rest))
     if derivation.final is not build.SCORE:
         placer.names[derivation.final] = FINAL_SCORE
-    sink = () if derivation.streaming.sink is None or not at_end else (derivation.streaming.sink,)
+    sink = () if streaming.sink is None or not at_end else (streaming.sink,)
     return KernelPlan(
         kernel=name,
         side=side,
         variant=program,
         spec=spec,
-        streaming=derivation.streaming,
+        streaming=streaming,
         walk=_walk(derivation, spec, side),
         mask=program.mask,
         score=program.score,
@@ -242,7 +252,7 @@ def _planned(
         rest=_with_moves(placer.place(rest), placer.place(moves)),
         last=Placer(program, symbols, side, _divisors(at_end), taken=placer.taken).place((*at_end, *sink, *bracket)),
         names=placer.names,
-        rows=row_proofs(program.mask, program.score) if spec.fast else (),
+        rows=row_proofs(program.mask, program.score) if spec.fast and not spec.split else (),
         cheap_division=natural_divisions(roots) if spec.fast else frozenset(),
         branch_loads=branch_loads(program.score, *peaks, *rest),
         gather=gather,
@@ -250,6 +260,20 @@ def _planned(
         mask_origin=origin_of(program, program.mask),
         score_origin=origin_of(program, program.score),
     )
+
+
+def _with_one_sink(derivation: Derivation, at_end: tuple[Expr, ...]) -> tuple[tuple[Expr, ...], Streaming]:
+    """Of programs that share the keys of a tile, the first has the sinks."""
+    kin, streaming = exponential(derivation.program.normalizer), derivation.streaming
+    if kin is None or streaming.sink is None:
+        return at_end, streaming
+    is_first = build.apply(Op.EQ, SPLIT, build.integer(0))
+    own: dict[Expr, Expr] = {
+        sink: build.apply(Op.WHERE, is_first, sink, build.real(-math.inf)) for sink in kin.sinks or ()
+    }
+    lse = None if streaming.lse is None else substitute(streaming.lse, own)
+    streaming = replace(streaming, sink=substitute(streaming.sink, own), lse=lse)
+    return tuple(substitute(value, own) for value in at_end), streaming
 
 
 def _with_moves(rest: Placement, moves: Placement) -> Placement:

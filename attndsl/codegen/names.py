@@ -15,7 +15,7 @@ _TEMPLATE_NAMES = """
     column_base key_stop row_stop
     dq dk dv dq_tile dk_tile dv_tile DOut DQ DK DV q_head do_head lse net delta dlse
     scale_i lo hi mid t_i sum_i total_i lower_i upper_i fits diagonal diagonals chunk_lo chunk_hi place inside
-    Pages Kv_lens page_size stored page slot
+    Pages Kv_lens page_size stored page slot splits split share split_lo split_hi
     m_i l_i acc m_new shift alpha row_ok out divisor sink_i stride_tb stride_th
 """
 

@@ -43,7 +43,8 @@ class Specialisation:
     The other kernel relies on none of them. `strategy` is the walk, by default the one the mask allows. `gradients` are
     the captured tensors whose gradients a backward kernel computes. `storages` are the torch dtypes of the variant's
     captured tensors, where the text of a kernel depends on them; `block` the queries and keys of a tile, where the text
-    does and they are not the default. `paged`: keys and values lie in pages of a pool.
+    does and they are not the default. `paged`: keys and values lie in pages of a pool. `split`: several programs share
+    the keys of a query tile, and leave an output and statistics each.
     """
 
     dtype: str = "bf16"
@@ -57,6 +58,7 @@ class Specialisation:
     block: tuple[int, int] | None = None
     target: Target = Target.TRITON
     paged: bool = False
+    split: bool = False
 
 
 class Gather(Enum):
@@ -198,7 +200,7 @@ class KernelPlan:
         """Further integers a kernel takes."""
         match self.gather:
             case Gather.WALK:
-                return ()
+                return ("splits",) if self.spec.split else ()
             case Gather.DIAGONAL:
                 return ("diagonals",)
             case Gather.PAIRS:

@@ -86,6 +86,7 @@ class RegionsText(TileText):
             frame=self.frame,
             stretch=("chunk_lo", "chunk_hi") if plan.gather is Gather.PAIRS else None,
             takes_turns=plan.takes_turns,
+            is_split=plan.spec.split,
         )
         self.walk = printer.text(plan.walk)
         self.edge, self.pad = edge, edge + INDENT * self.walk.depth

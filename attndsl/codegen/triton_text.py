@@ -111,14 +111,16 @@ class TileText:
         heads = {"m": "h", "n": "kv_h"} if plan.side is Side.QUERIES else {"n": "kv_h"}
         for tensor in plan.tensors:
             name, rows = TENSORS[tensor]
-            head = f"{heads[rows]}.to(tl.int64) * stride_{name}h" if rows in heads else ""
+            own = f"({heads[rows]} * splits + split)" if plan.spec.split and tensor == "Out" else heads.get(rows, "")
+            head = f"{own}.to(tl.int64) * stride_{name}h" if own else ""
             batch = "" if plan.spec.paged and rows == "n" else f"b.to(tl.int64) * stride_{name}b"
             yield f"{tensor} += {' + '.join(filter(None, (batch, head)))}"
         if plan.spec.paged:
             yield "Pages += b.to(tl.int64) * stride_pages"
             yield "stored = tl.load(Kv_lens + b)"
         if plan.side is Side.QUERIES:
-            yield f"row_base = pid.to(tl.int64) // {tile}s * q_len"
+            head = f"pid.to(tl.int64) // {tile}s"
+            yield f"row_base = {f'({head} * splits + split)' if plan.spec.split else head} * q_len"
         if plan.scales_exponents:
             yield "qk_scale = sm_scale * LOG2E"
         if plan.spec.offset_per_batch:

@@ -97,6 +97,9 @@ ROW_FRAME = Frame(
 
 INDENT = "    "
 
+SHARE = ("split_lo", "split_hi")
+"""The ends of what a program walks where several share a walk."""
+
 SEEN_LO = "seen_lo"
 """The first position that takes part, before it is rounded down to a tile; the last is the one before the end."""
 
@@ -138,7 +141,8 @@ class WalkPrinter:
     """Prints walks. `program_names` are values known once a program, `own_names` also those of what it keeps.
 
     `guards_ranges`: a range may be empty. `stretch` are the ends of what is walked, where they are narrower than its
-    length. `takes_turns`: partial tiles before the full ones and after them share a loop.
+    length. `takes_turns`: partial tiles before the full ones and after them share a loop. `is_split`: programs share
+    what is walked.
     """
 
     printer: TritonPrinter
@@ -150,15 +154,29 @@ class WalkPrinter:
     frame: Frame = KEY_FRAME
     stretch: tuple[str, str] | None = None
     takes_turns: bool = False
+    is_split: bool = False
 
     def text(self, walk: KeyWalk) -> WalkText:
         """The lines of a walk."""
-        text = self._ends(walk)
-        if self.stretch is not None:
-            lo, hi = self.stretch
+        text, stretch = self._ends(walk), self.stretch
+        if self.is_split:
+            text, stretch = text.then(*self._share(walk, text)), SHARE
+        if stretch is not None:
+            lo, hi = stretch
             known = (end for end in self.frame.ends if text.knows(end))
             text = text.then(*(f"{end} = tl.minimum(tl.maximum({end}, {lo}), {hi})" for end in known))
         return self._turns(text) if self.takes_turns else text
+
+    def _share(self, walk: KeyWalk, text: WalkText) -> Iterator[str]:
+        """The share of a program: of the tiles of the one range there is, else of all tiles."""
+        (lo, _, _, hi), block = self.frame.ends, self.frame.block
+        is_one = walk.strategy is not Strategy.TABLE and len(walk.ranges) <= 1
+        first = lo if is_one and text.knows(lo) else "0"
+        count = f"{hi if is_one else self.frame.length}{f' - {lo}' if first == lo else ''}"
+        yield "# A program walks its share of them."
+        yield f"share = tl.cdiv(tl.cdiv(tl.maximum({count}, 0), {block}), splits) * {block}"
+        yield f"{SHARE[0]} = {f'{first} + ' if first == lo else ''}split * share"
+        yield f"{SHARE[1]} = {SHARE[0]} + share"
 
     def _ends(self, walk: KeyWalk) -> WalkText:
         match walk.strategy:

@@ -77,11 +77,13 @@ def _signature(args: list[str], plan: KernelPlan) -> dict[str, str]:
     signature: dict[str, str] = {}
     for arg in args:
         param = captures.get(arg)
-        if arg in plan.tensors:
+        if arg == "Out" and plan.spec.split:
+            signature[arg] = "*fp32"
+        elif arg in plan.tensors:
             signature[arg] = _POINTEES[plan.spec.dtype]
         elif arg in plan.row_pointers:
             signature[arg] = "*fp32"
-        elif arg in ("Table", "Table_rows"):
+        elif arg in ("Table", "Table_rows", "Pages", "Kv_lens"):
             signature[arg] = "*i32"
         elif arg == "Q_offset":
             signature[arg] = "*i64"

@@ -22,6 +22,9 @@ from attndsl.runtime.tiles import TileShape, default_tile, family_of
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 MAX_HEAD_DIM = 256
 
+SHARED_KEYS = 256
+"""Keys that are not worth sharing among programs."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:
@@ -66,6 +69,7 @@ def run(call: Call, launch: Launch) -> Any:
         programs = -(-call.q_len // tile.block_m) * call.batch * call.heads
     else:
         programs = -(-call.kv_len // tile.block_n) * call.batch * call.kv_heads
+    programs *= launch.sizes.get("splits", 1)
     return _launch(kernel, (programs,), _arguments(call, launch), call.q, tile) if programs else None
 
 
@@ -112,6 +116,17 @@ def _arguments(call: Call, launch: Launch) -> Iterator[Any]:
         # The stride of a dimension of one element is arbitrary; 0 keeps one kernel for all of them.
         yield from (stride if size > 1 else 0 for stride, size in zip(tensor.stride()[:3], tensor.shape, strict=False))
         yield tensor.stride(3)
+
+
+def splits_for(call: Call, tile: TileShape) -> int:
+    """Among how many programs the keys of a query tile are shared, so that every processor of the device has work."""
+    if call.q.device.type != "cuda":
+        return 1
+    programs = -(-call.q_len // tile.block_m) * call.batch * call.heads
+    processors = torch.cuda.get_device_properties(call.q.device).multi_processor_count
+    if programs == 0 or 2 * programs > processors:
+        return 1
+    return max(1, min(2 * processors // programs, call.kv_len // SHARED_KEYS))
 
 
 def tile_for(call: Call, plan: KernelPlan) -> TileShape:
