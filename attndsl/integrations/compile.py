@@ -51,7 +51,7 @@ _count = count()
 
 
 def find(score_mod: Mod, of_score: Any, mask_mod: Mod, of_mask: Any) -> str | None:
-    """The key of what functions were traced to, methods `of_` objects; `None` where a value they read is out of sight."""
+    """The key of what functions were traced to, methods `of_` objects; `None` where a value they read is unseen."""
     found = _found(_whole(score_mod, of_score), _whole(mask_mod, of_mask))
     if found is None:
         return None
