@@ -195,7 +195,9 @@ class Attention:
 
         facts = self._facts.of(self._compilation.source, self._compilation.program, call)
         target = TARGETS.get(chosen(asked, call))
-        return tune(self._compilation, self._facts, facts, call, target, backward, candidates, budget)
+        report = tune(self._compilation, self._facts, facts, call, target, backward, candidates, budget)
+        self.invalidate()  # tables of tiles that were tried, and what was planned with others
+        return report
 
     def bind(self, **values: Any) -> Attention:
         """The same kernels with other values of parameters, by name (or `**{"mod.name": value}`)."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
 from compare import assert_rows_close
 
 import attndsl as ad
+from attndsl.runtime import tuning
 
 pytestmark = [
     pytest.mark.gpu,
@@ -113,3 +115,18 @@ def test_lengths_and_windows_share_one_kernel() -> None:
     finally:
         triton.knobs.runtime.jit_post_compile_hook = hook
     assert len(compiled) <= 1
+
+
+def test_tuning_keeps_a_tile_that_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And passes over one that does not fit."""
+    monkeypatch.setattr(tuning, "cache_dir", lambda: tmp_path)
+    attention, tensors = bound("window", 2, 4, 1025), qkv(1025, 1025, 128, torch.bfloat16)
+    report = attention.tune(*tensors, enable_gqa=True, backward=True, candidates=[(64, 32), (64, 64, 4, 2), (256, 256)])
+    assert set(report.chosen) == {"forward", "backward_dq", "backward_dkv"}
+    for kernel in report.kernels:
+        fits = {(trial.tile.block_m, trial.tile.block_n): trial.ms is not None for trial in kernel.trials}
+        assert fits[64, 32]
+        assert not fits[256, 256]
+    check(attention, *tensors)
+    tuning.forget_tiles()
+    check(attention, *tensors)
