@@ -7,16 +7,19 @@ import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
 from examples.gallery.rotary import rotate
 
-
-@ad.mask_mod
-def sinks(q_idx, kv_idx, *, chunk, sink):
-    return (kv_idx // chunk <= q_idx // chunk) & (kv_idx // chunk < sink)
-
-
-first = ad.attention(mask_mod=sinks(chunk=15, sink=1), name="sinks")
-rolling = ad.attention(
-    mask_mod=ad.masks.block_causal(block=15, window=2) & ~sinks(chunk=15, sink=1), name="rolling_window"
-)
+TEXT = """
+attention sinks(chunk: int = 15, sink: int = 1) {
+    let there = kv_idx // chunk
+    mask  there <= q_idx // chunk and there < sink
+}
+attention window(chunk: int = 15, sink: int = 1, window: int = 2) {
+    require window >= 1, "`window` counts chunks, the query's own among them, at least 1"
+    let here = q_idx // chunk
+    let there = kv_idx // chunk
+    mask  there <= here and there >= sink and here - there < window
+}
+"""
+cache = ad.parse(TEXT)
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:
@@ -31,8 +34,7 @@ def run(q: Tensor, k: Tensor, v: Tensor, tokens: int, frames: int, sink: int, wi
     # Once the cache rolls, the window's chunks move to the slots behind the sinks, and the query with them.
     rolled = (frame // frames - (sink + window - 1)).clamp(min=0) * frames
     seen = rotate(k, frame)
-    near = rolling.bind(block=chunk, chunk=chunk, window=window, **{"sinks.sink": sink})
-    far = first.bind(chunk=chunk, sink=sink)
+    near, far = cache.window(chunk=chunk, sink=sink, window=window), cache.sinks(chunk=chunk, sink=sink)
     parts = (
         near(rotate(q, frame), seen, v, return_aux=["lse"]),
         far(rotate(q, frame - rolled), seen, v, return_aux=["lse"]),
