@@ -60,25 +60,25 @@ class Row:
     crowded: TileShape | None = None
 
 
-# The largest tiles that spill nothing, with `wgmma` in every kernel on Hopper (`benchmarks/compile.py` says so of head
-# dims 64 and 128). Wide tiles read less, so a row gives up first what it walks, then what it keeps, then warps.
+# Chosen for 0 spilled bytes at head dims 64 and 128, with `wgmma` in every kernel on Hopper: `benchmarks/compile.py`.
+# What is kept decides how often the other side is read, so a row gives up first some of what it walks.
 _HALF: dict[str, dict[Shape, tuple[Row, ...]]] = {
     # Operands of products lie in registers, 255 a thread: eight warps share an accumulator of 128 rows.
     "ampere": {
         Shape.FORWARD: (
-            # Three tiles in flight are 96 KiB. Looking for what takes part costs what half of the keys does.
+            # Three tiles of keys and values in flight are 48 KiB. Looking for what takes part costs what half of the keys does.
             Row(64, TileShape(128, 64, 8, 3), TileShape(128, 32, 8, 3)),
             # The accumulator alone is 64 registers: keys come 32 at a time.
             Row(128, TileShape(128, 32, 8, 3)),
             # Pieces of 128 and 64 keep q in registers, which leaves room for 16 keys.
             Row(192, TileShape(64, 16, 8, 2)),
-            # Twice that again: half the queries, and what is in flight must fit in shared memory.
+            # Half the queries, for an accumulator as large as that of 128.
             Row(256, TileShape(64, 32, 8, 2)),
         ),
         Shape.KEYS: (
             # q and the output's gradient stay beside the accumulator.
             Row(64, TileShape(128, 64, 8, 2), TileShape(128, 32, 8, 2)),
-            # Four warps on 64 queries: 128 with eight spill where masks are read.
+            # Half the queries with half the warps: as many registers for each.
             Row(128, TileShape(64, 32, 4, 2)),
             Row(256, TileShape(32, 32, 4, 1)),
         ),
@@ -87,7 +87,7 @@ _HALF: dict[str, dict[Shape, tuple[Row, ...]]] = {
             Row(64, TileShape(32, 128, 8, 2), None, TileShape(16, 128, 8, 2)),
             # The addresses of two pieces beside a mask.
             Row(96, TileShape(16, 128, 8, 2), TileShape(16, 64, 8, 2)),
-            # Where the mask must be looked at, 64 keys and twice the queries read as much.
+            # Where the mask must be looked at, half of the keys.
             Row(128, TileShape(16, 128, 8, 2), TileShape(32, 64, 8, 2), TileShape(16, 64, 8, 2)),
             Row(256, TileShape(16, 32, 8, 1)),
         ),
@@ -101,10 +101,10 @@ _HALF: dict[str, dict[Shape, tuple[Row, ...]]] = {
     # Warp groups read operands from shared memory: accumulators and scores are all that registers hold.
     "hopper": {
         Shape.FORWARD: (
-            # Two warp groups of 64 rows. What looks at its tiles has one less in flight, and so fewer addresses.
+            # Two warp groups of 64 rows. What looks at its tiles has one less in flight.
             Row(64, TileShape(128, 64, 8, 3), TileShape(128, 64, 8, 2)),
             Row(128, TileShape(128, 64, 8, 3), TileShape(128, 64, 8, 2)),
-            # 144 KiB in flight. A mask leaves registers for half of the keys.
+            # 144 KiB of shared memory. A mask leaves registers for half of the keys.
             Row(192, TileShape(128, 64, 8, 2), TileShape(128, 32, 8, 2)),
             # One warp group, whose accumulator takes half of all registers.
             Row(256, TileShape(64, 32, 4, 2)),
@@ -146,7 +146,7 @@ _HALF: dict[str, dict[Shape, tuple[Row, ...]]] = {
         ),
         Shape.QUERIES: (
             Row(64, TileShape(64, 128, 8, 2), TileShape(32, 128, 8, 2)),
-            # With one tile in flight its addresses are computed when they are needed.
+            # What looks at its tiles has one in flight, what hides keys half of the keys.
             Row(128, TileShape(32, 128, 8, 2), TileShape(32, 128, 8, 1), TileShape(32, 64, 8, 2)),
             Row(192, TileShape(32, 64, 8, 1)),
             Row(256, TileShape(16, 64, 8, 1)),
