@@ -66,7 +66,7 @@ _HALF: dict[str, dict[Shape, tuple[Row, ...]]] = {
     # Operands of products lie in registers, 255 a thread: eight warps share an accumulator of 128 rows.
     "ampere": {
         Shape.FORWARD: (
-            # Three tiles of keys and values in flight are 48 KiB. Looking for what takes part costs what half of the keys does.
+            # Three tiles of keys and values in flight: 48 KiB. Looking for what takes part costs half of the keys.
             Row(64, TileShape(128, 64, 8, 3), TileShape(128, 32, 8, 3)),
             # The accumulator alone is 64 registers: keys come 32 at a time.
             Row(128, TileShape(128, 32, 8, 3)),
