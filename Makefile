@@ -44,6 +44,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.emit
 	$(BIN)/python -m benchmarks.compile
 	$(BIN)/python -m benchmarks.plan
+	$(BIN)/python -m benchmarks.dispatch
 	$(BIN)/python -m benchmarks.cpu
 	$(BIN)/python -m benchmarks.gpu
 	$(BIN)/python -m benchmarks.gpu_training

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -16,7 +16,7 @@ from torch import Tensor
 from attndsl import programs
 from attndsl.codegen.plan import Specialisation, Target
 from attndsl.compiler import Compilation
-from attndsl.execution import attend as attend_by_kernels
+from attndsl.execution import Prepared, prepare
 from attndsl.explain import Explanation, Shape, explain
 from attndsl.frontend.bindings import Bindings
 from attndsl.frontend.tracing import trace
@@ -27,16 +27,17 @@ from attndsl.reference import Result, attend, weigh
 from attndsl.routing.given import table_of_call, table_of_plan
 from attndsl.routing.join import joins_of
 from attndsl.routing.table import BlockTable
-from attndsl.runtime import launch
 from attndsl.runtime.agreement import check_agreement, check_weights
 from attndsl.runtime.aot import check_target, compile_for
 from attndsl.runtime.arguments import Call, check_call, check_plan
 from attndsl.runtime.autograd import cast_by_autocast
 from attndsl.runtime.backends import DTYPES, TARGETS, Backend, backend_named, check_kernel_shape, chosen, target_named
 from attndsl.runtime.facts import FactBook
+from attndsl.runtime.kinds import How, Values, kind_of, taken_apart
+from attndsl.runtime.launch import Rows
 from attndsl.runtime.planner import BlockPlan, plan_blocks
 from attndsl.runtime.reports import CompileReport
-from attndsl.runtime.statistics import Aux, Sums, wanted_statistics
+from attndsl.runtime.statistics import Aux, Sums, wanted_statistics, with_statistics
 from attndsl.runtime.tuning_report import TuningReport
 
 __all__ = ["Attention", "Aux", "Explanation", "attention"]
@@ -69,6 +70,8 @@ class Attention:
         self._compilation = compilation
         self._bindings = bindings
         self._facts = FactBook() if facts is None else facts
+        self._fixed = bindings.resolve() if bindings.are_fixed else None
+        self._parts = None if self._fixed is None else taken_apart(self._fixed)
 
     def __call__(
         self,
@@ -101,39 +104,17 @@ class Attention:
             run = partial(graphs.call, self, self._compilation, self._bindings, q, k, v)
             run = partial(run, blocks=blocks, return_aux=return_aux, backend=backend, check=check)
             return run(scale=scale, enable_gqa=enable_gqa, q_offset=q_offset)
-        wanted = wanted_statistics(return_aux)
-        asked = backend_named(backend)
         # The reference says what a program means, autocasting or not.
-        if asked is not Backend.REFERENCE and all(isinstance(tensor, Tensor) for tensor in (q, k, v)):
+        if backend != Backend.REFERENCE:
             q, k, v = cast_by_autocast(q, k, v)
-        call = self._checked(q, k, v, scale=scale, enable_gqa=enable_gqa, q_offset=q_offset)
-        if blocks is not None:
-            routed = self._routed(table_of_call(blocks, call, enable_gqa), call.values, q_offset)
-            return routed(
-                q,
-                k,
-                v,
-                scale=scale,
-                enable_gqa=enable_gqa,
-                q_offset=q_offset,
-                return_aux=return_aux,
-                backend=backend,
-                check=check,
-            )
-        sums = Sums() if wanted is None else wanted.sums(call)
-        target = TARGETS.get(chosen(asked, call))
-        facts = self._facts.of(self._compilation.source, self._compilation.program, call)
-        dense = partial(self._dense, call, enable_gqa, sums)
-        if target is None:
-            result: launch.Rows | Result = dense()
-        else:
-            more = replace(call, values={**call.values, **sums.values})
-            result = attend_by_kernels(self._compilation, self._facts, more, facts, target, sums.sums)
-        if check:
-            self._check_weights(call, enable_gqa)
-        if check and target is not None:
-            self._check(result, dense(), q.dtype)
-        return result.out if wanted is None else (result.out, wanted.of(result.lse, result.max_score, result.sums))
+        values = self._values(q.device if isinstance(q, Tensor) else None)
+        how = How(scale, enable_gqa, q_offset, blocks, return_aux, backend, check)
+        kind, prepared = self._prepared(q, k, v, values, how)
+        if prepared is not None:
+            call = Call(q, k, v, prepared.scale, q_offset, values)
+            if prepared.stands(call):
+                return prepared.result(call)
+        return self._attend(q, k, v, values, how, kind)
 
     def reference(
         self,
@@ -374,9 +355,9 @@ class Attention:
         """Pickles as text and values: the program that text parses to is the same one."""
         return _from_text, (print_variant(self._compilation.source), self._bindings)
 
-    def _values(self, device: torch.device | None = None) -> dict[str, int | float | Tensor]:
+    def _values(self, device: torch.device | None = None) -> Values:
         """A value for every parameter, captured tensors as they are now."""
-        return self._bindings.resolve(device)
+        return self._bindings.resolve(device) if self._fixed is None else self._fixed
 
     def _with_values(self) -> Variant:
         source = self._compilation.source
@@ -389,12 +370,48 @@ class Attention:
         joined = joins_of(self._compilation).of(table, q_offset)
         return Attention(joined.compilation, joined.bindings(values, table, q_offset), joined.facts)
 
+    def _prepared(self, q: Any, k: Any, v: Any, values: Values, how: How) -> tuple[Hashable, Prepared | None]:
+        """The kind of a call, `None` where it has none, and what was prepared for its kind."""
+        if how.blocks is not None or how.check:
+            return None, None
+        tensors, numbers = taken_apart(values) if self._parts is None else self._parts
+        try:
+            kind = kind_of(q, k, v, how.q_offset, tensors), numbers, how.key
+            return kind, self._facts.prepared(kind)
+        except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
+            return None, None  # what has no kind is refused by the checks, which say why
+
+    def _attend(self, q: Any, k: Any, v: Any, values: Values, how: How, kind: Hashable) -> Any:
+        """A call that nothing was prepared for: checked, and prepared for those that are like it."""
+        source, wanted, asked = self._compilation.source, wanted_statistics(how.return_aux), backend_named(how.backend)
+        where = {"scale": how.scale, "enable_gqa": how.enable_gqa, "q_offset": how.q_offset}
+        call = check_call(source, values, q, k, v, **where)
+        if how.blocks is not None:
+            routed = self._routed(table_of_call(how.blocks, call, how.enable_gqa), values, how.q_offset)
+            return routed(q, k, v, **how._replace(blocks=None)._asdict())
+        sums = Sums() if wanted is None else wanted.sums(call)
+        target = TARGETS.get(chosen(asked, call))
+        facts = self._facts.of(source, self._compilation.program, call)
+        if how.check:
+            self._check_weights(call, how.enable_gqa)
+        if target is None:
+            return with_statistics(self._dense(call, how.enable_gqa, sums), wanted)
+        more = replace(call, values={**values, **sums.values})
+        prepared = prepare(self._compilation, self._facts, more, facts, target, sums.sums, wanted)
+        if kind is not None and prepared.is_lasting:
+            self._facts.keep(kind, prepared)
+        if not how.check:
+            return prepared.result(more)
+        rows = prepared.rows(more)
+        self._check(rows, self._dense(call, how.enable_gqa, sums), q.dtype)
+        return with_statistics(rows, wanted)
+
     def _checked(self, q: Any, k: Any, v: Any, **how: Any) -> Call:
         device = q.device if isinstance(q, Tensor) else None
         return check_call(self._compilation.source, self._values(device), q, k, v, **how)
 
     @staticmethod
-    def _check(found: launch.Rows | Result, expected: Result, dtype: torch.dtype) -> None:
+    def _check(found: Rows, expected: Result, dtype: torch.dtype) -> None:
         """Raise when what a kernel left is not what the reference says."""
         for what in ("out", "lse", "max_score"):
             there, wanted = getattr(found, what), getattr(expected, what)

@@ -24,6 +24,7 @@ from weakref import WeakValueDictionary
 from attndsl.codegen import cpp, triton
 from attndsl.codegen.derivation import Derivation
 from attndsl.codegen.describe import describe
+from attndsl.codegen.drawn import Drawn
 from attndsl.codegen.kernels import plan_kernel
 from attndsl.codegen.plan import Emitted, KernelPlan, Specialisation, Target
 from attndsl.ir.fingerprint import fingerprint
@@ -33,7 +34,7 @@ from attndsl.ir.variant import ScalarParam, Variant
 from attndsl.passes.pipeline import run_passes
 from attndsl.passes.transpose_mask import transpose_mask
 
-EMITTERS: dict[Target, Callable[[KernelPlan], str]] = {Target.TRITON: triton.emit, Target.CPP: cpp.emit}
+EMITTERS: dict[Target, Callable[[KernelPlan], Drawn | str]] = {Target.TRITON: triton.emit, Target.CPP: cpp.emit}
 """What prints the kernels of a target."""
 
 

@@ -6,7 +6,7 @@ In: a compilation, what is known of the call, the call. Out: its `Rows`, or the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,8 +21,9 @@ from attndsl.codegen.names import row_pointer
 from attndsl.codegen.placement import Side
 from attndsl.codegen.plan import Emitted, Gather, KernelPlan, Specialisation, Target
 from attndsl.compiler import Compilation
-from attndsl.folding import folded, unfolded
+from attndsl.folding import Folded, folded, unfolded
 from attndsl.ir.nodes import Load
+from attndsl.ir.order import GridOrder
 from attndsl.ir.row_sums import RowSum
 from attndsl.ir.variant import Variant
 from attndsl.runtime import autograd, launch, order
@@ -34,6 +35,8 @@ from attndsl.runtime.gradients.captures import keys_of_chunk
 from attndsl.runtime.gradients.diagonals import by_distance, tile_diagonals
 from attndsl.runtime.launch import Launch, Rows
 from attndsl.runtime.native import launch as native
+from attndsl.runtime.native.forward import Forward
+from attndsl.runtime.statistics import Wanted, with_statistics
 from attndsl.runtime.tables import Lists, TileTable
 from attndsl.runtime.tiles import TileShape
 from attndsl.runtime.tuning import tuned_tile
@@ -41,7 +44,7 @@ from attndsl.runtime.tuning import tuned_tile
 
 @dataclass(frozen=True)
 class Kernels:
-    """The kernels of one variant for calls of one kind: an `Engine`.
+    """The kernels of one variant for calls of one kind (`runtime.kinds`): an `Engine`.
 
     `returned` are further sums of the rows, beside the output. `fast`, `strategy` and `tile` override what a call and
     its device suggest, and so does `splits`: the number of programs that share the keys of a query tile.
@@ -106,6 +109,10 @@ class Kernels:
         assert rows.lse is not None
         known = {"lse": rows.lse, most: rows.max_score}
         return replace(rows, kept={name: known[name] for name in self.compilation.derivation.streaming.kept})
+
+    def output(self, call: Call) -> Tensor:
+        """The output alone."""
+        return self.forward(call).out
 
     def sums(self, call: Call, rows: Mapping[str, Tensor], dout: Tensor) -> Mapping[str, Tensor]:
         """The further row sums of a backward."""
@@ -265,14 +272,25 @@ class NativeKernels(Kernels):
     """The same in C++: one kernel passes over the keys as often as the statistics ask for, and one walk leaves the
     gradients of q, k, v and captures together."""
 
+    _forwards: list[Forward] = field(default_factory=list, init=False, repr=False, compare=False)
+
     def forward(self, call: Call) -> Rows:
-        spec = replace(self._spec(call), storages=native.storages(self.program, call))
-        rows = native.forward(call, *self._planned(call, "forward", spec))
+        rows = self._forward(call).rows(call)
         return (
             replace(rows, sums=self._run(call, "row_outputs", self._spec(call), {}, rows.kept))
             if self.returned
             else rows
         )
+
+    def output(self, call: Call) -> Tensor:
+        return self._forward(call).output(call)
+
+    def _forward(self, call: Call) -> Forward:
+        """The forward kernel for calls of this kind, made once."""
+        if not self._forwards:
+            spec = replace(self._spec(call), storages=native.storages(self.program, call))
+            self._forwards.append(Forward.of(call, *self._planned(call, "forward", spec)))
+        return self._forwards[0]
 
     def _planned(self, call: Call, name: str, spec: Specialisation) -> tuple[Emitted, TileShape, TileTable | None]:
         """The text of a kernel is written for its tile. What is taken in stretches of keys has the default's."""
@@ -327,25 +345,73 @@ def _lists(plan: KernelPlan) -> Lists:
     return Lists.KEYS if plan.side is Side.QUERIES else Lists.QUERIES
 
 
-def attend(
+ENGINES: dict[Target, type[Kernels]] = {Target.TRITON: Kernels, Target.CPP: NativeKernels}
+"""What runs the kernels of a target."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A kind of calls, checked at a `scale` and planned, for as long as the `facts` stand; it holds no user's tensor.
+
+    `tokens` is the order in which kernels keep tokens, `wanted` what is returned beside the output, `grouped` how calls
+    of which no gradient is asked run with the heads of a group as rows of one.
+    """
+
+    engine: Kernels
+    facts: Facts
+    scale: float
+    tokens: GridOrder | None
+    wanted: Wanted | None
+    grouped: tuple[Folded, Prepared] | None = None
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether this may serve other calls: predicates of statistics are checked at every one."""
+        lasts = self.facts.watch is not None and not (self.wanted is not None and self.wanted.masses)
+        return lasts and (self.grouped is None or self.grouped[1].is_lasting)
+
+    def stands(self, call: Call) -> bool:
+        """Whether a call of this kind may be run without another look."""
+        if not self.facts.stand(call):
+            return False
+        return self.grouped is None or self.grouped[1].stands(self.grouped[0].call(call))
+
+    def result(self, call: Call) -> Any:
+        """The output, with the statistics that are wanted."""
+        if self.wanted is None and self.tokens is None and self.grouped is None:
+            return autograd.output(self.engine, call)
+        return with_statistics(self.rows(call), self.wanted)
+
+    def rows(self, call: Call) -> Rows:
+        """The rows of a call by kernels, differentiable."""
+        if self.grouped is not None and not autograd.is_recorded(call):
+            fold, inner = self.grouped
+            return unfolded(inner.rows(fold.call(call)), call)
+        if self.tokens is None:
+            return autograd.attend(self.engine, call)
+        return order.restored(autograd.attend(self.engine, order.stored(call, self.tokens)), self.tokens)
+
+
+def prepare(
     compilation: Compilation,
     book: FactBook,
     call: Call,
     facts: Facts,
     target: Target,
     sums: tuple[RowSum, ...] = (),
-) -> Rows:
-    """The rows of a call by kernels, differentiable; tokens are in the order kernels keep them in meanwhile."""
-    grouped = None if sums else folded(compilation, call)
-    if grouped is not None:
-        inner, source, program = grouped.call(call), grouped.compilation.source, grouped.compilation.program
-        facts = grouped.facts.of(source, program, inner)
-        return unfolded(attend(grouped.compilation, grouped.facts, inner, facts, target), call)
-    tokens = compilation.source.order
-    call = call if tokens is None else order.stored(call, tokens)
-    match target:
-        case Target.TRITON:
-            rows = autograd.attend(Kernels(compilation, book, facts, sums), call)
-        case Target.CPP:
-            rows = autograd.attend(NativeKernels(compilation, book, facts, sums), call)
-    return rows if tokens is None else order.restored(rows, tokens)
+    wanted: Wanted | None = None,
+) -> Prepared:
+    """How calls like this one are run."""
+    engine, grouped = ENGINES[target](compilation, book, facts, sums), None
+    with torch.no_grad():  # whether gradients are asked for is each call's own affair
+        fold = None if sums else folded(compilation, call)
+    if fold is not None:
+        inner, source, program = fold.call(call), fold.compilation.source, fold.compilation.program
+        known = fold.facts.of(source, program, inner)
+        grouped = fold, prepare(fold.compilation, fold.facts, inner, known, target)
+    return Prepared(engine, facts, call.scale, compilation.source.order, wanted, grouped)
+
+
+def attend(compilation: Compilation, book: FactBook, call: Call, facts: Facts, target: Target) -> Rows:
+    """The rows of a call by kernels, differentiable."""
+    return prepare(compilation, book, call, facts, target).rows(call)

@@ -16,6 +16,7 @@ from attndsl.codegen.plan import Emitted, KernelPlan, Specialisation
 from attndsl.execution import Kernels, NativeKernels
 from attndsl.runtime.arguments import Call
 from attndsl.runtime.launch import Launch, Rows
+from attndsl.runtime.native.forward import Forward
 from attndsl.runtime.tables import TileTable
 from attndsl.runtime.tiles import TileShape
 from attndsl.runtime.timing import milliseconds
@@ -90,6 +91,10 @@ class ProbedKernels(Kernels):
 @dataclass(frozen=True)
 class ProbedNativeKernels(ProbedKernels, NativeKernels):
     """Those in C++."""
+
+    def _forward(self, call: Call) -> Forward:
+        self._forwards.clear()  # the tile is another one each time
+        return super()._forward(call)
 
     def forward(self, call: Call) -> Rows:
         rows: Rows = self.probe.run("forward", call.q.device, partial(super().forward, call))

@@ -9,7 +9,8 @@ from attndsl.codegen.cpp_gradients import emit_gradients
 from attndsl.codegen.cpp_kernel import CppKernel
 from attndsl.codegen.cpp_passes import Pass, passes
 from attndsl.codegen.cpp_signature import cpp_row_pointer, stored_rows
-from attndsl.codegen.cpp_text import PAGES, SOLVE, TEMPLATE, environment
+from attndsl.codegen.cpp_text import PAGES, SOLVE, TEMPLATE
+from attndsl.codegen.drawn import Drawn
 from attndsl.codegen.plan import KernelPlan
 from attndsl.ir import build
 from attndsl.ir.rewrite import postorder
@@ -38,7 +39,7 @@ class ForwardText:
     values_at: str
 
 
-def emit(plan: KernelPlan) -> str:
+def emit(plan: KernelPlan) -> Drawn:
     """The module text of a kernel; the same plan gives the same bytes."""
     if plan.kernel != "forward":
         return emit_gradients(plan)
@@ -46,7 +47,7 @@ def emit(plan: KernelPlan) -> str:
     headers = (SOLVE,) if kernel.roots else ()
     pages = (PAGES,) if plan.spec.paged else ()
     lines = kernel.module(headers=headers, sums=pages, terms=max(1, len(kernel.streaming.terms)))
-    return environment().get_template(TEMPLATE).render(lines=lines, kernel=_text(kernel))
+    return Drawn(TEMPLATE, (("lines", lines), ("kernel", _text(kernel))))
 
 
 def _text(kernel: CppKernel) -> ForwardText:

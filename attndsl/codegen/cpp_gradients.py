@@ -13,7 +13,8 @@ from attndsl.analysis.streaming import LSE
 from attndsl.analysis.structure import Structure
 from attndsl.codegen.cpp_expr import CppPrinter, Text
 from attndsl.codegen.cpp_lines import CppLines, names_of
-from attndsl.codegen.cpp_text import GRADIENTS, SUMS, environment
+from attndsl.codegen.cpp_text import GRADIENTS, SUMS
+from attndsl.codegen.drawn import Drawn
 from attndsl.codegen.names import row_pointer
 from attndsl.codegen.plan import OUTPUTS, Gather, KernelPlan, Operand
 from attndsl.codegen.triton_expr import LoadStyle
@@ -92,10 +93,10 @@ OWN = {
 """The rows of a query tile, by what they are multiplied as."""
 
 
-def emit_gradients(plan: KernelPlan) -> str:
+def emit_gradients(plan: KernelPlan) -> Drawn:
     """The module text of a kernel; the same plan gives the same bytes."""
     kernel = _Gradients(plan)
-    return environment().get_template(GRADIENTS).render(lines=kernel.module(sums=(SUMS,)), kernel=kernel.text())
+    return Drawn(GRADIENTS, (("lines", kernel.module(sums=(SUMS,))), ("kernel", kernel.text())))
 
 
 class _Printer(CppPrinter):

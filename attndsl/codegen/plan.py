@@ -16,6 +16,7 @@ from attndsl.analysis.proofs import Claim, Proof
 from attndsl.analysis.statistics import Kind, Statistic
 from attndsl.analysis.streaming import Streaming
 from attndsl.analysis.structure import Structure
+from attndsl.codegen.drawn import Drawn
 from attndsl.codegen.names import row_pointer
 from attndsl.codegen.placement import Placement, Side
 from attndsl.codegen.walk import KeyWalk
@@ -282,10 +283,15 @@ class KernelPlan:
 
 @dataclass(frozen=True, slots=True)
 class Emitted:
-    """A plan and the text printed from it."""
+    """A plan and the text printed from it, which may be yet to be written."""
 
     plan: KernelPlan
-    text: str
+    source: Drawn | str
+
+    @property
+    def text(self) -> str:
+        """The text of the kernel."""
+        return self.source if isinstance(self.source, str) else self.source.text
 
 
 def is_maximum(statistic: Statistic) -> bool:

@@ -54,6 +54,11 @@ class Bindings:
     recipes: Mapping[str, Recipe] = field(default_factory=dict)
     params: tuple[str, ...] = ()
 
+    @property
+    def are_fixed(self) -> bool:
+        """Whether `resolve` gives the same values every time: nothing is computed, nor moved to where it is needed."""
+        return not self.recipes and not any(bound.made_inside for bound in self.captured.values())
+
     def resolve(self, device: torch.device | None = None) -> dict[str, Value]:
         """A value for every parameter, in their order; recipes are replayed, so gradients reach captured tensors."""
         values = {name: _placed(bound, device) for name, bound in self.captured.items()}

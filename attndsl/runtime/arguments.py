@@ -36,6 +36,13 @@ class Call:
     values: Mapping[str, Value]
 
     @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """q, k, v, the captured ones, and the offset where it is one."""
+        captured = [value for value in self.values.values() if isinstance(value, Tensor)]
+        offset = (self.q_offset,) if isinstance(self.q_offset, Tensor) else ()
+        return (self.q, self.k, self.v, *captured, *offset)
+
+    @property
     def batch(self) -> int:
         return self.q.shape[0]
 

@@ -35,22 +35,39 @@ def attend(engine: Engine, call: Call) -> Rows:
 
     Tokens are in the order the engine's program counts them in.
     """
-    tensors, form = _taken_apart(call)
-    if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
+    tensors = call.tensors
+    if not is_recorded(call):
         return replace(engine.forward(call), kept={})
-    check_differentiable(engine, form.learning([tensor.requires_grad for tensor in tensors]))
+    learning = tuple(name for name, value in call.values.items() if isinstance(value, Tensor) and value.requires_grad)
+    check_differentiable(engine, learning)
     # Autograd saves no inference tensor; nobody can tell whether one is written to, so what is saved is a copy.
     owned = (tensor.clone() if tensor.is_inference() else tensor for tensor in tensors)
-    out, lse, most, names, *sums = _Attend.apply(engine, form, *owned)  # type: ignore[no-untyped-call]
+    out, lse, most, names, *sums = _Attend.apply(engine, call, *owned)  # type: ignore[no-untyped-call]
     return Rows(out, lse, most, dict(zip(names, sums, strict=True)))
 
 
+def output(engine: Engine, call: Call) -> Tensor:
+    """The output of `attend` alone."""
+    return attend(engine, call).out if is_recorded(call) else engine.output(call)
+
+
+def is_recorded(call: Call) -> bool:
+    """Whether autograd follows what is made of a call."""
+    if torch.is_grad_enabled():
+        for tensor in call.tensors:
+            if tensor.requires_grad:
+                return True
+    return False
+
+
 def cast_by_autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v in the dtype of autocast, where that is enabled and they are not float64.
+    """q, k and v in the dtype of autocast, where that is enabled and they are tensors, not of float64.
 
     Scores and statistics are float32 in any case, so captured tensors stay what they are, and gradients have the dtypes
     of the tensors they are of.
     """
+    if not all(isinstance(tensor, Tensor) for tensor in (q, k, v)):
+        return q, k, v
     device = q.device.type
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return q, k, v
@@ -68,6 +85,13 @@ class _Form:
     captured: tuple[str, ...]
     q_offset: int | None
 
+    @staticmethod
+    def of(call: Call) -> _Form:
+        """The form of a call."""
+        captured = tuple(name for name, value in call.values.items() if isinstance(value, Tensor))
+        numbers = {name: value for name, value in call.values.items() if not isinstance(value, Tensor)}
+        return _Form(call.scale, numbers, captured, None if isinstance(call.q_offset, Tensor) else call.q_offset)
+
     @property
     def names(self) -> tuple[str, ...]:
         """What messages call the tensors."""
@@ -84,18 +108,12 @@ class _Form:
         return Call(q, k, v, self.scale, others[-1] if self.q_offset is None else self.q_offset, values)
 
 
-def _taken_apart(call: Call) -> tuple[tuple[Tensor, ...], _Form]:
-    captured = {name: value for name, value in call.values.items() if isinstance(value, Tensor)}
-    numbers = {name: value for name, value in call.values.items() if not isinstance(value, Tensor)}
-    offset = call.q_offset
-    tensors = (call.q, call.k, call.v, *captured.values(), *((offset,) if isinstance(offset, Tensor) else ()))
-    return tensors, _Form(call.scale, numbers, tuple(captured), None if isinstance(offset, Tensor) else offset)
-
-
 def check_differentiable(engine: Engine, learning: Collection[str]) -> None:
     """Refuse a call whose gradients kernels cannot give, with every reason."""
     if isinstance(engine.derivative, Refusal):
         raise UnsupportedError(engine.derivative.reasons)
+    if not learning:
+        return
     reporter = Reporter(UnsupportedError)
     for load in elements(engine.program, engine.derivative):
         if load.tensor in learning and is_indexed_by_scores(load):
@@ -109,11 +127,12 @@ class _Attend(torch.autograd.Function):
     """out, lse and max_score of a call, the names of its further sums, and these, by an engine."""
 
     @staticmethod
-    def forward(ctx: Any, engine: Engine, form: _Form, *tensors: Tensor) -> tuple[Any, ...]:
-        with without_autocast(tensors[0]):
-            rows = engine.forward(form.call_of(tensors))
-        ctx.engine, ctx.form, ctx.sums, ctx.kept = engine, form, tuple(rows.sums), tuple(rows.kept)
-        ctx.versions = Versions.of(form.names, tensors)
+    def forward(ctx: Any, engine: Engine, call: Call, *tensors: Tensor) -> tuple[Any, ...]:
+        """`tensors` are those of the call as they can be saved."""
+        with without_autocast(call.q):
+            rows = engine.forward(call)
+        ctx.engine, ctx.form, ctx.sums, ctx.kept = engine, _Form.of(call), tuple(rows.sums), tuple(rows.kept)
+        ctx.versions = Versions.of(ctx.form.names, tensors)
         left = (rows.out, rows.lse, rows.max_score, *rows.sums.values())
         ctx.save_for_backward(*tensors, *left, *rows.kept.values())
         ctx.mark_non_differentiable(rows.max_score)
@@ -157,10 +176,9 @@ def _saved(ctx: Any) -> Sequence[Tensor]:
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
     """Row formulas compute in the dtypes they are written in."""
-    device = tensor.device.type
-    if not torch.amp.is_autocast_available(device):
+    if not torch._C._is_any_autocast_enabled() or not torch.amp.is_autocast_available(tensor.device.type):
         return nullcontext()
-    return torch.autocast(device, enabled=False)
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 class _Once(torch.autograd.Function):

@@ -85,6 +85,9 @@ class Engine(Protocol):
     def forward(self, call: Call) -> Rows:
         """The output and the rows; `kept` holds the row values that `derivative` reads, names in `sums` left out."""
 
+    def output(self, call: Call) -> Tensor:
+        """The output of `forward` alone."""
+
     def sums(self, call: Call, rows: Mapping[str, Tensor], dout: Tensor) -> Mapping[str, Tensor]:
         """The row sums `Backward.sums` asks for, by name; not called where it asks for none."""
 

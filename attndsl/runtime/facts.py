@@ -12,6 +12,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,56 +41,70 @@ REMEMBERED = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """`fast`: everything the fast kernel relies on holds (see `runtime.grants`).
+class Watch:
+    """Tensors that something was learnt from, by name (`None` is the offset), with their versions then."""
 
-    `tables` are the tile tables made for the call so far, by tile shape and what they list.
-    """
+    seen: tuple[tuple[str | None, weakref.ref[Tensor], Hashable], ...]
 
-    fast: bool
-    tables: dict[tuple[tuple[int, int], Lists], TileTable | None] = field(default_factory=dict)
+    def stands(self, call: Call) -> bool:
+        """Whether a call has these tensors, unchanged."""
+        for name, ref, version in self.seen:
+            tensor = call.q_offset if name is None else call.values[name]
+            if ref() is not tensor or version_of(tensor) != version:
+                return False
+        return True
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
-    """Facts with the tensors they were learnt from and their versions then; `floats`: values of float ones too."""
+class Facts:
+    """`fast`: everything the fast kernel relies on holds (see `runtime.grants`).
 
-    facts: Facts
-    floats: bool
-    tensors: tuple[weakref.ref[Tensor], ...]
-    versions: tuple[Hashable, ...]
+    `watch` says for how long, `None` where nobody can tell. `tables` are the tile tables made for the call so far, by
+    tile shape and what they list.
+    """
 
-    def stands(self, tensors: tuple[Tensor, ...]) -> bool:
-        """Whether these are the same tensors, unchanged."""
-        same = all(ref() is tensor for ref, tensor in zip(self.tensors, tensors, strict=True))
-        return same and self.versions == tuple(map(version_of, tensors))
+    fast: bool
+    watch: Watch | None = None
+    tables: dict[tuple[tuple[int, int], Lists], TileTable | None] = field(default_factory=dict)
+
+    def stand(self, call: Call) -> bool:
+        """Whether these are the facts of a call of the same kind."""
+        return self.watch is not None and self.watch.stands(call)
 
 
 class FactBook:
-    """Facts by call, summaries by tensor: nothing is reused after a tensor's version counter moved."""
+    """Facts by call, summaries by tensor: nothing is reused after a tensor's version counter moved.
+
+    It also keeps what was prepared by them for calls of one kind.
+    """
 
     def __init__(self) -> None:
-        self._facts: OrderedDict[Hashable, _Entry] = OrderedDict()
+        self._facts: OrderedDict[Hashable, Facts] = OrderedDict()
         self._summaries: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._prepared: OrderedDict[Hashable, Any] = OrderedDict()
 
     def forget(self) -> None:
         """Drop everything derived from tensor values."""
         self._facts.clear()
         self._summaries.clear()
+        self._prepared.clear()
+
+    def prepared(self, kind: Hashable) -> Any:
+        """What was prepared for calls of a kind, if it was; whether its facts stand is for the caller to ask."""
+        return self._prepared.get(kind)
+
+    def keep(self, kind: Hashable, prepared: Any) -> None:
+        """Keep what was prepared for calls of a kind."""
+        _remember(self._prepared, kind, prepared)
 
     def of(self, source: Variant, program: Variant, call: Call) -> Facts:
         """The facts of a call; `source` decides what is an error, `program` (after the passes) what is fast."""
         key = _key(source, call)
-        entry = self._facts.get(key)
-        if entry is not None and entry.stands(_watched(source, call, entry.floats)):
-            return entry.facts
-        facts, floats = self._learn(source, program, call)
-        tensors = _watched(source, call, floats)
-        versions = tuple(map(version_of, tensors))
-        if None not in versions:
-            self._facts[key] = _Entry(facts, floats, tuple(map(weakref.ref, tensors)), versions)
-            while len(self._facts) > REMEMBERED:
-                self._facts.popitem(last=False)
+        facts = self._facts.get(key)
+        if facts is None or not facts.stand(call):
+            facts = self._learn(source, program, call)
+            if facts.watch is not None:
+                _remember(self._facts, key, facts)
         return facts
 
     def check_mask(
@@ -180,8 +195,7 @@ class FactBook:
             self._summaries[tensor] = (version, summary)
         return summary
 
-    def _learn(self, source: Variant, program: Variant, call: Call) -> tuple[Facts, bool]:
-        """The facts, and whether the values of float tensors had a part in them."""
+    def _learn(self, source: Variant, program: Variant, call: Call) -> Facts:
         values = dict(call.values)
         if isinstance(call.q_offset, Tensor):
             _check_not_captured(call.q_offset)
@@ -208,7 +222,14 @@ class FactBook:
         if refusals:
             raise CallError(refusals)
         fast = grants_of(program, box, known, places, call.scale).fast
-        return Facts(fast), any(map(_reads_floats, verdict.undecided))
+        return Facts(fast, _watch(source, call, any(map(_reads_floats, verdict.undecided))))
+
+
+def _remember(known: OrderedDict[Hashable, Any], key: Hashable, value: Any) -> None:
+    """Keep a value; the oldest of too many go."""
+    known[key] = value
+    while len(known) > REMEMBERED:
+        known.popitem(last=False)
 
 
 def _check_not_captured(tensor: Tensor) -> None:
@@ -230,11 +251,20 @@ def _reads_floats(obligation: Obligation) -> bool:
     return any(isinstance(node, Load) and node.dtype.is_float for node in nodes)
 
 
-def _watched(variant: Variant, call: Call, floats: bool) -> tuple[Tensor, ...]:
-    """The tensors whose values facts are learnt from: float ones only where `floats` says so."""
-    captured = (call.values[param.name] for param in variant.tensors if floats or not param.dtype.is_float)
-    offset = (call.q_offset,) if isinstance(call.q_offset, Tensor) else ()
-    return tuple(tensor for tensor in (*captured, *offset) if isinstance(tensor, Tensor))
+def _watch(variant: Variant, call: Call, floats: bool) -> Watch | None:
+    """The tensors whose values facts are learnt from; `None` where one has no version to go by."""
+    watched = _watched(variant, call, floats)
+    versions = {name: version_of(tensor) for name, tensor in watched.items()}
+    if None in versions.values():
+        return None
+    return Watch(tuple((name, weakref.ref(tensor), versions[name]) for name, tensor in watched.items()))
+
+
+def _watched(variant: Variant, call: Call, floats: bool) -> dict[str | None, Tensor]:
+    """Captured tensors, float ones only where `floats` says so, and the offset where it is one."""
+    captured = {param.name: call.values[param.name] for param in variant.tensors if floats or not param.dtype.is_float}
+    everything = [*captured.items(), (None, call.q_offset)]
+    return {name: value for name, value in everything if isinstance(value, Tensor)}
 
 
 def _key(variant: Variant, call: Call) -> Hashable:
@@ -242,7 +272,7 @@ def _key(variant: Variant, call: Call) -> Hashable:
     scalars = tuple(call.values[param.name] for param in variant.scalars)
     offset = None if isinstance(call.q_offset, Tensor) else call.q_offset
     shapes = tuple((layout.shape, layout.strides) for layout in layouts(variant, call.values).values())
-    which = tuple(map(id, _watched(variant, call, floats=False)))
+    which = tuple(map(id, _watched(variant, call, floats=False).values()))
     return (call.batch, call.heads, call.q_len, call.kv_len, call.scale > 0, offset, scalars, shapes, which)
 
 

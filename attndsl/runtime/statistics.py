@@ -105,6 +105,24 @@ class Wanted:
         return Aux(**{name: known[name] for name in self.names}, mass=mass)
 
 
+class Left(Protocol):
+    """What kernels or the reference leave of a call."""
+
+    @property
+    def out(self) -> Tensor: ...
+    @property
+    def lse(self) -> Tensor | None: ...
+    @property
+    def max_score(self) -> Tensor: ...
+    @property
+    def sums(self) -> Mapping[str, Tensor]: ...
+
+
+def with_statistics(left: Left, wanted: Wanted | None) -> Any:
+    """What a call returns: the output, and the statistics that are wanted."""
+    return left.out if wanted is None else (left.out, wanted.of(left.lse, left.max_score, left.sums))
+
+
 def wanted_statistics(return_aux: Any) -> Wanted | None:
     """What `return_aux` asks for: nothing, everything, or a list of names and masses."""
     if isinstance(return_aux, bool) or return_aux is None:

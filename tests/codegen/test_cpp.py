@@ -27,6 +27,7 @@ from attndsl.reference import attend
 from attndsl.runtime.arguments import Call, check_call
 from attndsl.runtime.launch import Rows
 from attndsl.runtime.native import launch as native
+from attndsl.runtime.native.forward import Forward
 
 CAUSAL = "mask kv_idx <= q_idx"
 
@@ -60,26 +61,26 @@ def body(text: str) -> str:
 
 
 def test_a_plan_gives_the_same_bytes() -> None:
-    assert cpp.emit(plan(CAUSAL)) == cpp.emit(plan(CAUSAL))
+    assert cpp.emit(plan(CAUSAL)).text == cpp.emit(plan(CAUSAL)).text
 
 
 def test_the_header_shows_the_program() -> None:
-    text = cpp.emit(plan(CAUSAL))
+    text = cpp.emit(plan(CAUSAL)).text
     assert text.startswith("/* Attention forward, fp32, head dim 16")
     assert re.search(r"mask +kv_idx <= q_idx", text.split("*/")[0])
 
 
 def test_expressions_stand_beside_their_source() -> None:
-    assert "// <text>:1" in body(cpp.emit(plan(CAUSAL)))
+    assert "// <text>:1" in body(cpp.emit(plan(CAUSAL)).text)
 
 
 def test_text_is_short_in_lines() -> None:
-    assert max(map(len, cpp.emit(plan(CAUSAL)).splitlines())) <= 140
+    assert max(map(len, cpp.emit(plan(CAUSAL)).text.splitlines())) <= 140
 
 
 def test_bfloats_alone_have_matrix_registers() -> None:
-    assert "MatrixProducts" in cpp.emit(plan(CAUSAL, "bf16")).replace("typedef MatrixProducts Products", "")
-    assert "struct MatrixProducts" not in cpp.emit(plan(CAUSAL))
+    assert "MatrixProducts" in cpp.emit(plan(CAUSAL, "bf16")).text.replace("typedef MatrixProducts Products", "")
+    assert "struct MatrixProducts" not in cpp.emit(plan(CAUSAL)).text
 
 
 @pytest.mark.parametrize("name", ["double", "s", "struct", "row", "fetch", "LANES", "p"])
@@ -94,7 +95,7 @@ def test_names_of_users_do_not_clash(name: str) -> None:
 
 def run(plan: KernelPlan, call: Call) -> Rows:
     emitted = Emitted(plan, cpp.emit(plan))
-    return native.forward(call, emitted, native.tile_for(call, emitted.plan), None)
+    return Forward.of(call, emitted, native.tile_for(call, emitted.plan), None).rows(call)
 
 
 def exponential(shift: Expr = M) -> Expr:

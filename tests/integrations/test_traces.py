@@ -16,6 +16,7 @@ import torch
 from torch.nn.attention.flex_attention import and_masks, create_block_mask, or_masks
 
 import attndsl as ad
+from attndsl.codegen.plan import Specialisation, Target
 from attndsl.integrations import block_masks, traces
 
 pytestmark = pytest.mark.usefixtures("densely")
@@ -297,15 +298,25 @@ def test_tensors_are_not_kept_alive() -> None:
     assert [ref() for ref in held] == [None, None, None]
 
 
-def test_many_variants_run_and_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thousand_variants_are_compiled_and_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a kernel of its own, none falls back, and what has not been used for longest is gone."""
     for name in ("_traces", "_compiled"):
         monkeypatch.setattr(traces, name, traces.Recent(50))
+    spec = Specialisation("fp32", 4, 4, target=Target.CPP)
     x = flexing.normal(1, 1, 5, 4).double().requires_grad_()
-    for number in range(200):
+    kernels, compilations = set(), []
+    for number in range(1000):
         mask = eval(f"lambda b, h, q, kv: (kv <= q) & (q + {number} > 2 * kv)")
-        out = ad.flex_attention(x, x, x, None, mask)
-    torch.testing.assert_close(out, flexing.dense(x, x, x, None, mask)[0])
+        compilation = traces.traced(None, mask).compiled.compilation
+        kernels.add(compilation.kernel("forward", spec).source.digest)
+        compilations.append(weakref.ref(compilation))
+        if number % 100 == 0:
+            torch.testing.assert_close(ad.flex_attention(x, x, x, None, mask), flexing.dense(x, x, x, None, mask)[0])
+    assert len(kernels) == 1000
     assert len(traces._traces) == len(traces._compiled) == 50
+    del compilation
+    gc.collect()
+    assert sum(ref() is not None for ref in compilations) == 50
 
 
 def test_what_lists_do_to_masks_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,9 +44,12 @@ def row_derivatives(
     call: Call, form: Backward, rows: Mapping[str, Tensor], silent: Tensor, names: Iterable[str]
 ) -> list[tuple[Load, Tensor]]:
     """The derivatives `[B, Hq, Nq]` by elements of these tensors that are known without a pass over the keys."""
+    learnt = frozenset(names)
+    wanted = [(load, value) for load, value in form.drows if load.tensor in learnt]
+    if not wanted:
+        return []
     env = _environment(call, rows)
-    wanted = frozenset(names)
-    return [(load, _value(value, env, silent)) for load, value in form.drows if load.tensor in wanted]
+    return [(load, _value(value, env, silent)) for load, value in wanted]
 
 
 def _environment(call: Call, rows: Mapping[str, Tensor]) -> Env:

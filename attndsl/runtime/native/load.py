@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from attndsl.codegen.drawn import Drawn
 from attndsl.diagnostics import DiagnosticError, UnsupportedError, fail
-from attndsl.runtime.native.build import library, library_aside, pool_text
+from attndsl.runtime.native.build import library, library_aside, origin_of, pool_text
 
 ATTEMPTS = 3
 """How often a library is looked for again that went between the look and the load."""
@@ -34,9 +35,9 @@ _lock = threading.Lock()
 _slots: dict[tuple[str, str], _Slot] = {}
 
 
-def load_function(text: str, name: str) -> NativeFunction:
+def load_function(source: Drawn | str, name: str) -> NativeFunction:
     """The function of that name of a text; built where no process did."""
-    function: NativeFunction = _loaded(text, name)
+    function: NativeFunction = _loaded(source, name)
     return function
 
 
@@ -45,33 +46,33 @@ def parallel_address() -> int:
     return ctypes.cast(_loaded(pool_text(), "parallel"), ctypes.c_void_p).value or 0
 
 
-def _loaded(text: str, name: str) -> Any:
+def _loaded(source: Drawn | str, name: str) -> Any:
     with _lock:
-        slot = _slots.setdefault((text, name), _Slot())
+        slot = _slots.setdefault((origin_of(source), name), _Slot())
     with slot.lock:
         if slot.function is None:
-            slot.function = _function(text, name)
+            slot.function = _function(source, name)
     return slot.function
 
 
-def _function(text: str, name: str) -> Any:
-    function = getattr(_library(text, name), name)
+def _function(source: Drawn | str, name: str) -> Any:
+    function = getattr(_library(source, name), name)
     function.restype = ctypes.c_int
     function.argtypes = (ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
     return function
 
 
-def _library(text: str, name: str) -> ctypes.CDLL:
+def _library(source: Drawn | str, name: str) -> ctypes.CDLL:
     """The library of a text, mapped, even while somebody clears the cache again and again."""
     for _ in range(ATTEMPTS):
-        path = library(text, name)
+        path = library(source, name)
         try:
             return ctypes.CDLL(str(path))
         except OSError as error:
             if path.exists():
                 raise _not_loadable(error) from error
     try:
-        return ctypes.CDLL(str(library_aside(text)))
+        return ctypes.CDLL(str(library_aside(source)))
     except OSError as error:
         raise _not_loadable(error) from error
 

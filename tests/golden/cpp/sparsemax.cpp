@@ -130,7 +130,7 @@ static void query_tile(const Launch& launch, int64_t b, int64_t h, integer tile,
                 LaneBits some = 0;
                 for (int i = 0; i < vectors; i++) {
                     const auto [q_idx] = w.rows[i];
-                    // test_cpp.py:36
+                    // test_cpp.py:37
                     const LaneBits bits = bits_of(vbool(kv_idx <= q_idx));
                     w.live[j][i] = bits;
                     w.alive[i] |= bits;
@@ -210,7 +210,7 @@ static void query_tile(const Launch& launch, int64_t b, int64_t h, integer tile,
                 LaneBits some = 0;
                 for (int i = 0; i < vectors; i++) {
                     const auto [q_idx] = w.rows[i];
-                    // test_cpp.py:36
+                    // test_cpp.py:37
                     const LaneBits bits = bits_of(vbool(kv_idx <= q_idx));
                     w.live[j][i] = bits;
                     w.alive[i] |= bits;
