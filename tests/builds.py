@@ -15,6 +15,7 @@ from zlib import crc32
 
 import pytest
 
+from attndsl.codegen.drawn import Drawn
 from attndsl.runtime.native import build, launch, load
 from attndsl.runtime.native.compiler import Compiler, compiler
 
@@ -35,13 +36,13 @@ def quick(made_by: Compiler) -> Compiler:
     return replace(made_by, flags=tuple("-O0" if flag == "-O2" else flag for flag in made_by.flags))
 
 
-def library(text: str, stem: str) -> Path:
+def library(source: Drawn | str, stem: str) -> Path:
     """What `build.library` is to `load`, with most kernels built quickly."""
-    if not is_quick(text):
-        return build.library(text, stem)
+    if not is_quick(build.text_of(source)):
+        return build.library(source, stem)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(build, "compiler", lambda: quick(compiler()))
-        return build.library(text, stem)
+        return build.library(source, stem)
 
 
 @contextmanager
