@@ -37,9 +37,13 @@ class Met:
 
 @dataclass(slots=True)
 class Probe:
-    """`kernel` runs with `tile`, or with its default, and takes `ms`; `met` are all kernels of the call by name."""
+    """`kernel`, as it is for `spec`, runs with `tile`, or with its default, and takes `ms`.
+
+    `met` are all kernels of the call by name, `asked` what their tiles were asked for with.
+    """
 
     kernel: str = ""
+    spec: Specialisation | None = None
     tile: TileShape | None = None
     ms: float = 0.0
     met: dict[str, Met] = field(default_factory=dict)
@@ -47,8 +51,8 @@ class Probe:
 
     def tile_of(self, name: str, spec: Specialisation) -> TileShape | None:
         """The tile a kernel has instead of its default."""
-        self.asked.setdefault(name, spec)
-        return self.tile if name == self.kernel else None
+        self.asked[name] = spec
+        return self.tile if name == self.kernel and spec == self.spec else None
 
     def meet(self, plan: KernelPlan, tile: TileShape) -> None:
         """Note a kernel, if its tile is anybody's to choose."""

@@ -102,7 +102,7 @@ class Tuner:
         search = _Search(self, judge, family, candidates, end)
         name, call = self.compilation.source.name, self.call
         with progress(f"tuning {name}") as shown:
-            found = tuple(search.of(kernel, met[kernel], shown) for kernel in met)
+            found = tuple(search.of(kernel, shown) for kernel in met.values())
         for result in found:
             spec, title = met[result.kernel].spec, self._title(result)
             keep_tile(self.compilation.fingerprint, result.kernel, spec, call, result.chosen, title)
@@ -142,19 +142,19 @@ class _Search:
     end: float
     is_over: bool = False
 
-    def of(self, name: str, met: Met, shown: Progress) -> KernelTuning:
+    def of(self, met: Met, shown: Progress) -> KernelTuning:
         """The default, and what is around the best so far for as long as it gets better."""
-        trials = {met.tile: self._trial(name, met.tile, shown, is_default=True)}
+        trials = {met.tile: self._trial(met, met.tile, shown, is_default=True)}
         best, before = met.tile, None
         while best != before:
             before = best
             for tile in self._near(met, best):
                 if tile not in trials and self._has_time():
-                    trials[tile] = self._trial(name, tile, shown)
+                    trials[tile] = self._trial(met, tile, shown)
             best = min(trials.values(), key=lambda trial: float("inf") if trial.ms is None else trial.ms).tile
-        gain = 1.0 if best == met.tile else self._gain(name, best)
+        gain = 1.0 if best == met.tile else self._gain(met, best)
         chosen, gain = (best, gain) if gain > MARGIN else (met.tile, 1.0)
-        return KernelTuning(name, tuple(trials.values()), chosen, gain)
+        return KernelTuning(met.plan.kernel, tuple(trials.values()), chosen, gain)
 
     def _near(self, met: Met, best: TileShape) -> Iterator[TileShape]:
         """What to try beside the best so far: what is given, scheduled like the default."""
@@ -170,13 +170,13 @@ class _Search:
         self.is_over = self.is_over or time.monotonic() > self.end
         return not self.is_over
 
-    def _trial(self, name: str, tile: TileShape, shown: Progress, *, is_default: bool = False) -> Trial:
+    def _trial(self, met: Met, tile: TileShape, shown: Progress, *, is_default: bool = False) -> Trial:
         """One tile: what it takes, or why it is not to be had, as the default must be."""
-        shown(f"{name}, {tile}")
+        shown(f"{met.plan.kernel}, {tile}")
         if is_default:
-            return Trial(tile, self._ms(name, None))
+            return Trial(tile, self._ms(met, None))
         try:
-            return Trial(tile, self._ms(name, tile))
+            return Trial(tile, self._ms(met, tile))
         except (Unfit, VerifyError) as error:
             return Trial(tile, None, str(error))
         except Exception as error:
@@ -185,11 +185,11 @@ class _Search:
                 raise
             return Trial(tile, None, why)
 
-    def _gain(self, name: str, tile: TileShape) -> float:
+    def _gain(self, met: Met, tile: TileShape) -> float:
         """How many times as fast as the default a tile is, by the least of each in some turns."""
-        turns = [(self._ms(name, None), self._ms(name, tile)) for _ in range(TURNS)]
+        turns = [(self._ms(met, None), self._ms(met, tile)) for _ in range(TURNS)]
         default, tuned = (min(times) for times in zip(*turns, strict=True))
         return default / tuned if tuned else 1.0
 
-    def _ms(self, name: str, tile: TileShape | None) -> float:
-        return self.tuner.run(self.judge, Probe(name, tile)).ms
+    def _ms(self, met: Met, tile: TileShape | None) -> float:
+        return self.tuner.run(self.judge, Probe(met.plan.kernel, met.spec, tile)).ms

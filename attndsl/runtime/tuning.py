@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
@@ -68,23 +69,13 @@ def device_name(call: Call, target: Target) -> str:
 def _sizes(call: Call) -> tuple[int, int, int]:
     """Batch and heads, queries and keys, by their hexadecimal digits."""
     batch, heads, queries, _ = call.q.shape
-    keys = call.k.shape[2]
-    return (batch * heads).bit_length() + 3 >> 2, queries.bit_length() + 3 >> 2, keys.bit_length() + 3 >> 2
+    return (batch * heads).bit_length() + 3 >> 2, queries.bit_length() + 3 >> 2, call.kv_len.bit_length() + 3 >> 2
 
 
 def _key(fingerprint: str, kernel: str, spec: Specialisation, call: Call) -> str:
-    fields = (
-        spec.dtype,
-        spec.head_dim,
-        spec.v_head_dim,
-        spec.fast,
-        spec.offset_per_batch,
-        spec.strategy,
-        sorted(spec.gradients),
-        spec.storages,
-        spec.target.value,
-    )
-    origin = (_versions(spec.target), device_name(call, spec.target), fingerprint, kernel, fields, _sizes(call))
+    values = {part.name: getattr(spec, part.name) for part in fields(spec)}
+    described = [(name, sorted(value) if isinstance(value, frozenset) else value) for name, value in values.items()]
+    origin = (_versions(spec.target), device_name(call, spec.target), fingerprint, kernel, described, _sizes(call))
     return hashlib.sha256("\n".join(map(repr, origin)).encode()).hexdigest()
 
 

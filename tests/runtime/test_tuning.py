@@ -264,7 +264,7 @@ def test_why_a_kernel_of_triton_does_not_fit() -> None:
 def test_spilled_registers_make_a_tile_unfit() -> None:
     compiled, device = SimpleNamespace(n_spills=3), torch.device("cpu")
     with pytest.raises(Unfit, match="12 bytes a thread"):
-        Probe("forward", OTHER).run("forward", device, lambda: compiled)
+        Probe("forward", None, OTHER).run("forward", device, lambda: compiled)
     default = Probe("forward")
     assert default.run("forward", device, lambda: compiled) is compiled
     assert default.ms >= 0
@@ -427,6 +427,31 @@ def test_a_record_that_is_gone_or_no_file(kept: Kept) -> None:
     assert kept.find() is None
     kept.path.mkdir()
     assert kept.find() is None
+
+
+@here_alone
+def test_every_part_of_a_specialisation_counts() -> None:
+    tokens = torch.zeros(1, 2, 64, 16)
+    call, spec = Call(tokens, tokens, tokens, 1.0, 0, {}), Specialisation(target=Target.CPP)
+    others = (replace(spec, split=True), replace(spec, gradients=frozenset("ab")), replace(spec, fast=False))
+    keys = {tuning._key(KEY, "forward", one, call) for one in (spec, *others)}
+    assert len(keys) == 4
+    again = replace(spec, gradients=frozenset("ba"))
+    assert tuning._key(KEY, "forward", again, call) in keys
+
+
+@pytest.mark.skipif(not INTERPRETING, reason="native kernels split keys by themselves")
+def test_split_kernels_have_tiles_of_their_own(
+    second_wins: None, used: list[TileShape], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("attndsl.runtime.launch.splits_for", lambda call, tile: 2)
+    alibi().tune(*inputs(), candidates=[OTHER])
+    used.clear()
+    alibi()(*inputs(), check=True)
+    assert used == [OTHER]
+    monkeypatch.setattr("attndsl.runtime.launch.splits_for", lambda call, tile: 1)
+    alibi()(*inputs())
+    assert used == [OTHER, DEFAULT]
 
 
 @here_alone
