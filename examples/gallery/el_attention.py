@@ -44,7 +44,8 @@ ENTRY = Entry(
     systems=("EL-attention",),
     paper="EL-Attention: Memory Efficient Lossless Attention for Generation",
     year=2021,
-    conventions="A decoder attends to the states of an encoder, padded. The scale is that of the heads before.",
+    conventions="A decoder attends to the states of an encoder, padded. The scale is that of the heads before. "
+    "Kernels take heads up to 256 wide, so that is the widest model.",
     pitfall="Rotary positions would stand between the two projections and break the identity; biases of keys shift "
     "whole rows and cancel, those of values are added after.",
     inputs=inputs,
@@ -52,5 +53,5 @@ ENTRY = Entry(
     formula=formula,
     refuses={"lengths": torch.zeros(2, dtype=torch.int64)},
     trained=False,
-    usual=Size(1, 8, 4096, 64),
+    usual=Size(1, 4, 4096, 64),
 )
