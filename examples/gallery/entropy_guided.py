@@ -1,4 +1,5 @@
-"""Holds the entropy of attention near what each head learns to be its own, while it sharpens by a learned factor."""
+"""Holds the entropy of attention near what each head learns to be its own, while rows sharpen or blur by
+learned temperatures."""
 
 import torch
 from torch import Tensor
@@ -6,29 +7,35 @@ from torch import Tensor
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
 
-attention = ad.attention(
-    mask_mod=ad.masks.causal, score_mod=ad.scores.temperature(factor=torch.ones(1)), name="entropy_guided"
-)
+PROGRAM = ad.parse("""
+attention entropy_guided(temperature: tensor[H, N]) {
+    mask   kv_idx <= q_idx
+    score  score / temperature[h, q_idx]
+}
+""")
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:
     shares = draw.uniform(0.2, 0.9, size.heads)
-    return {**draw.qkv(size), "factor": draw.uniform(0.5, 3.0, size.heads), "share": shares, "margin": 0.2}
+    temperature = draw.uniform(0.3, 2.0, size.heads, size.length)
+    return {**draw.qkv(size), "temperature": temperature, "share": shares, "margin": 0.2}
 
 
-def run(q: Tensor, k: Tensor, v: Tensor, factor: Tensor, share: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+def run(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, share: Tensor, margin: float) -> tuple[Tensor, Tensor]:
     """The penalty of a row is (H - c_h log n)^2 where it is further off than the margin."""
     ad.require(margin >= 0, "`margin` is a share of the largest entropy, at least 0")
-    out, aux = attention.bind(factor=factor)(q, k, v, return_aux=["entropy"])
+    out, aux = PROGRAM.entropy_guided(temperature=temperature)(q, k, v, return_aux=["entropy"])
     largest = torch.tensor(float(k.shape[2]), device=q.device).log()
     off = aux.entropy - share[:, None] * largest
     return out, torch.where(off.abs() > margin * largest, off * off, 0.0)
 
 
-def formula(q: Tensor, k: Tensor, v: Tensor, factor: Tensor, share: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-    """softmax(t_h q k / sqrt(d)) V; H_i = -sum_j a_ij log a_ij."""
+def formula(
+    q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, share: Tensor, margin: float
+) -> tuple[Tensor, Tensor]:
+    """softmax(q k / (t_hi sqrt(d))) V; H_i = -sum_j a_ij log a_ij."""
     future = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1)
-    scores = (factor[:, None, None] * (q @ k.mT) / q.shape[-1] ** 0.5).masked_fill(future, -torch.inf)
+    scores = (q @ k.mT / (q.shape[-1] ** 0.5 * temperature[..., None])).masked_fill(future, -torch.inf)
     logs = torch.where(future, 0.0, scores.log_softmax(-1))
     weights = scores.softmax(-1)
     entropy = -(weights * logs).sum(-1)
@@ -41,12 +48,14 @@ ENTRY = Entry(
     systems=("Entropy-Guided Attention",),
     paper="Entropy-Guided Attention for Private LLMs",
     year=2025,
-    conventions="Causal. The largest entropy is the logarithm of the length of the text, for early rows as well; the "
-    "second result is the penalty of each row, to be averaged.",
+    conventions="Causal, with a temperature of each head and place of the query. The largest entropy is the "
+    "logarithm of the length of the text, for early rows as well; the second result is the penalty of each row.",
     pitfall="The penalty trains scores through the entropy, whose gradient has the logarithm of the weight: a weight "
     "that underflows to 0 must give 0, not NaN.",
     inputs=inputs,
     run=run,
     formula=formula,
+    source="the paper's algorithm 1; penalties of rows, not of a head's mean entropy, as the authors' "
+    "`EntropyRegularization` has them",
     refuses={"margin": -0.1},
 )
