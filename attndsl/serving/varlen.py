@@ -52,7 +52,7 @@ def varlen(
     key, as flash-attn has it. The output is `(total_q, Hq, Dv)`, statistics of rows `(total_q, Hq)`. Gradients flow to
     q, k, v and what the attention captures. Other arguments are those of an attention.
     """
-    _check_ranks(q, k, v)
+    _check_tensors(q, k, v, cu_seqlens_q)
     over = _over(attention, cu_seqlens_q, cu_seqlens_k, q_offset, (len(q), len(k)))
     found = over.attention(
         *(tensor.transpose(0, 1)[None] for tensor in (q, k, v)),
@@ -146,7 +146,7 @@ def _check_requirements(variant: Variant, values: Mapping[str, Value], sequences
             check_requirements(variant, values, q_len, kv_len, offset)
 
 
-def _check_ranks(q: Any, k: Any, v: Any) -> None:
+def _check_tensors(q: Any, k: Any, v: Any, cu_seqlens_q: Any) -> None:
     reporter = Reporter(CallError)
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         if not isinstance(tensor, Tensor):
@@ -154,6 +154,9 @@ def _check_ranks(q: Any, k: Any, v: Any) -> None:
         elif tensor.dim() != 3:
             message = f"`{name}` has shape {tuple(tensor.shape)}, expected 3 dimensions"
             reporter.error("wrong-rank", message, help="shape it (tokens of all sequences, heads, head_dim)")
+    if isinstance(q, Tensor) and isinstance(cu_seqlens_q, Tensor) and q.device != cu_seqlens_q.device:
+        message = f"`cu_seqlens_q` is on {cu_seqlens_q.device}, `q` on {q.device}"
+        reporter.error("mixed-devices", message, help=f"move it: `cu_seqlens_q.to({str(q.device)!r})`")
     reporter.check()
 
 

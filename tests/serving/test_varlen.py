@@ -355,6 +355,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "rank": ({"q": torch.zeros(1, 10, HQ, D)}, "wrong-rank.*expected 3"),
     "number": ({"q": 3}, "not-a-tensor.*`q` is of type int"),
     "device": ({"cu_seqlens_k": torch.zeros(2, dtype=torch.int32, device="meta")}, "mixed-devices"),
+    "q-device": ({"q": torch.zeros(10, HQ, D, device="meta")}, "mixed-devices.*`cu_seqlens_q` is on cpu, `q` on meta"),
     "heads": ({"enable_gqa": False}, "heads-mismatch"),
 }
 
