@@ -3,9 +3,10 @@
 In: tensors, numbers and the text of a program. Out: the output and the rows of a call, by the backend an eager call
 runs on, with gradients. Importing this module registers the operators, which loading an exported program needs.
 
-`attndsl::attend` and `attndsl::attend_backward` read no tensor's values on the host. What is planned from the values of
-captured ints or bools, or of a tensor of offsets, goes to `attndsl::attend_by_values` and its backward, which are the
-same but for a tag: a CUDA graph would replay the plan with other values, and torch's compiler keeps them out of those.
+`attndsl::attend` and `attndsl::attend_backward` read no tensor's values on the host. Where values are read, to plan
+from captured ints or bools or a tensor of offsets, or to count where a gradient is added, a call goes to
+`attndsl::attend_by_values` and its backward, which are the same but for a tag: a CUDA graph would replay what was made
+of other values, and torch's compiler keeps them out of those.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ PROGRAM = (
 
 
 def attend(*call: Any, by_values: bool) -> list[Tensor]:
-    """The tensors of `Operation.layout`; `by_values`: plans may be made from values of tensors."""
+    """The tensors of `Operation.layout`; `by_values`: the host may read values of tensors."""
     operator = torch.ops.attndsl.attend_by_values if by_values else torch.ops.attndsl.attend
     return operator(*call)  # type: ignore[no-any-return]
 

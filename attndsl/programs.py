@@ -12,6 +12,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from attndsl.compiler import Compilation, in_graphs, without_values
+from attndsl.ir.nodes import Coord, Load
 from attndsl.ir.printer import print_variant
 from attndsl.ir.variant import Param, TensorParam, Variant
 from attndsl.routing.join import Layout, joins_of
@@ -73,6 +74,14 @@ def names_of(text: str) -> tuple[tuple[tuple[str, str], ...], ...]:
     return tuple(tuple((param.name, _kind(param)) for param in variant.params) for variant in variants_of(text))
 
 
+def counted_tensors(text: str) -> tuple[str, ...]:
+    """The captured floats that are not read at coordinates as they are: the host waits for the places their gradients
+    are added to."""
+    source = program_of(text).source
+    floats = (param.name for param in source.tensors if param.dtype.is_float)
+    return tuple(name for name in floats if not all(map(_is_plain, source.loads_of(name))))
+
+
 def forget() -> None:
     """Drop everything derived from tensor values."""
     for facts in list(_books.values()):
@@ -83,6 +92,10 @@ def forget() -> None:
 def _compiled(text: str) -> Compilation:
     (variant,) = variants_of(text)
     return Compilation(variant)
+
+
+def _is_plain(load: Load) -> bool:
+    return all(isinstance(index, Coord) for index in load.indices) and len({*load.indices}) == len(load.indices)
 
 
 def _kind(param: Param) -> str:

@@ -355,6 +355,14 @@ FACTORS = torch.tensor([1.0, 0.5], requires_grad=True)
 SMALL = ad.attention(mask_mod=lambda q_idx, kv_idx: kv_idx <= q_idx, score_mod=lambda score, h: score * FACTORS[h])
 
 
+def relative(table: Tensor) -> Callable[..., Any]:
+    return lambda score, q_idx, kv_idx: score + table[q_idx - kv_idx + 20]
+
+
+TABLE = torch.zeros(40)
+LEARNT = torch.zeros(40, requires_grad=True)
+
+
 @pytest.mark.parametrize("operator", [torch.ops.attndsl.attend, torch.ops.attndsl.attend_by_values])
 def test_the_operators_are_sound(operator: Any) -> None:
     given = arguments(SMALL, inputs(18, heads=2, kv_heads=2))
@@ -389,6 +397,12 @@ def test_values_keep_an_operator_out_of_cuda_graphs() -> None:
         (ad.attention(mask_mod=window(size=9)), {}, "attend"),
         (SMALL, {}, "attend"),
         (ATTENTIONS["documents"], {}, "attend_by_values"),
+        (ad.attention(score_mod=relative(TABLE)), {}, "attend"),
+        (
+            ad.attention(score_mod=relative(LEARNT)),
+            {},
+            "attend_by_values",
+        ),
         (ad.attention(mask_mod=window(size=9)), {"q_offset": torch.tensor([0, 1])}, "attend_by_values"),
     ],
 )

@@ -88,6 +88,13 @@ def alibi(score: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
     return score - SLOPES[h] * (q_idx - kv_idx)
 
 
+BIAS = torch.randn(2, 200, 200, generator=torch.Generator().manual_seed(1)).requires_grad_()
+
+
+def biased(score: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+    return score + BIAS[h, q_idx, kv_idx]
+
+
 CLOSED = {
     "full": ad.attention(),
     "causal": ad.attention(mask_mod=ad.masks.causal),
@@ -95,6 +102,7 @@ CLOSED = {
     "alibi": ad.attention(
         mask_mod=ad.masks.causal, score_mod=lambda score, h, q_idx, kv_idx: score - SLOPES[h] * (q_idx - kv_idx)
     ),
+    "bias": ad.attention(mask_mod=ad.masks.causal, score_mod=biased),
     "sink": ad.attention(mask_mod=window(size=70), normalizer=ad.softmax(sink=SINK)),
     "sigmoid": ad.attention(mask_mod=ad.masks.causal, normalizer=ad.normalizers.sigmoid()),
 }
