@@ -22,6 +22,8 @@ from attndsl.runtime.native.compiler import Compiler, compiler
 SHARE = 5
 """One program of so many is built as users build theirs."""
 
+_slots: dict[tuple[str, str], load._Slot] = {}
+_kernels: dict[str, launch._Kernel] = {}
 _PROGRAM = re.compile(r"^attention .*?^}", re.MULTILINE | re.DOTALL)
 
 
@@ -47,9 +49,9 @@ def library(source: Drawn | str, stem: str) -> Path:
 
 @contextmanager
 def quick_builds() -> Iterator[None]:
-    """Kernels loaded meanwhile are built quickly, and forgotten afterwards."""
+    """Kernels loaded meanwhile are built quickly; those built for users, before or after, are others."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(load, "library", library)
-        patched.setattr(load, "_slots", {})
-        patched.setattr(launch, "_kernels", {})
+        patched.setattr(load, "_slots", _slots)
+        patched.setattr(launch, "_kernels", _kernels)
         yield

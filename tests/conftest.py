@@ -28,9 +28,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-goldens", action="store_true", help="write what the tests got into tests/golden")
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def quick_builds(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Most native kernels are built without optimisation, unless the module is about what users get."""
+    """Most native kernels are built without optimisation, unless a test is about what users get, to the last bit."""
     if request.config.getoption("--as-users") or request.node.get_closest_marker("as_users"):
         yield
     else:

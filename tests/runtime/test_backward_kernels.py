@@ -162,6 +162,7 @@ WALKED = (
 )
 
 
+@pytest.mark.as_users
 @pytest.mark.parametrize("name", WALKED)
 def test_every_walk_gives_the_same(name: str) -> None:
     """To the last bit."""
@@ -422,6 +423,7 @@ def test_a_window_and_its_complement_merge_to_the_whole() -> None:
 # The same every time, and no more memory than it takes.
 
 
+@pytest.mark.as_users
 def test_the_same_bits_every_time() -> None:
     """Of outputs and gradients, twenty times over; an interpreter has no threads to be late."""
     subject = SUBJECTS["every kind at once"]

@@ -65,6 +65,7 @@ def test_lengths_at_the_edges_of_tiles(sizes: tuple[int, int]) -> None:
     check(subject_of("entmax15"), *inputs(q_len=q_len, kv_len=kv_len), q_offset=torch.tensor([2]))
 
 
+@pytest.mark.as_users
 def test_every_walk_finds_the_same_threshold() -> None:
     subject = subject_of("entmax15")
     check_walks(subject, subject.call(*inputs(heads=2, q_len=150)))

@@ -113,6 +113,7 @@ def test_weight_mods(name: str, normalizer: str) -> None:
     check_gradients(subject, *tensors)
 
 
+@pytest.mark.as_users
 @pytest.mark.parametrize("name", ["sink of heads", "taylor", "signed"])
 def test_every_walk_gives_the_same(name: str) -> None:
     subject, tensors = subject_of(NORMALIZERS[name]()), inputs(heads=4, q_len=20, kv_len=25)
