@@ -163,7 +163,7 @@ def test_random_normalizers(case: Case) -> None:
 
 @small_enough
 @seed(1)
-@settings(RANDOM, max_examples=10)
+@settings(RANDOM, max_examples=5)
 @given(cases(weights=True, **SMALL))
 def test_random_programs(case: Case) -> None:
     assume(has_gradients(case))
