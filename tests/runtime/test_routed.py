@@ -31,7 +31,7 @@ MASKS: dict[str, Any] = {
     "dilated": masks.dilated_window(window=5, dilation=7),
     "head windows": lambda h, q_idx, kv_idx: (kv_idx <= q_idx) & (q_idx - kv_idx < 30 * (h + 1)),
 }
-SOLVED = ("causal", "full", "window", "padding", "documents", "head windows")
+SOLVED = ("causal", "chunked", "full", "window", "padding", "documents", "head windows")
 """Those of which bounds say everything."""
 
 
