@@ -111,6 +111,7 @@ def test_the_fastest_is_used_from_now_on(second_wins: None, used: list[TileShape
     attention(*inputs())
     assert used[2:] == [OTHER, OTHER]
     tuning.forget_tiles()
+    attention.invalidate()
     attention(*inputs())
     assert used[4:] == [DEFAULT]
 
