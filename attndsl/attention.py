@@ -105,7 +105,7 @@ class Attention:
             run = partial(run, blocks=blocks, return_aux=return_aux, backend=backend, check=check)
             return run(scale=scale, enable_gqa=enable_gqa, q_offset=q_offset)
         # The reference says what a program means, autocasting or not.
-        if backend != Backend.REFERENCE:
+        if torch._C._is_any_autocast_enabled() and backend != Backend.REFERENCE:
             q, k, v = cast_by_autocast(q, k, v)
         values = self._values(q.device if isinstance(q, Tensor) else None)
         how = How(scale, enable_gqa, q_offset, blocks, return_aux, backend, check)

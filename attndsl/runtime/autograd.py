@@ -66,7 +66,7 @@ def cast_by_autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, T
     Scores and statistics are float32 in any case, so captured tensors stay what they are, and gradients have the dtypes
     of the tensors they are of.
     """
-    if not torch._C._is_any_autocast_enabled() or not all(isinstance(tensor, Tensor) for tensor in (q, k, v)):
+    if not all(isinstance(tensor, Tensor) for tensor in (q, k, v)):
         return q, k, v
     device = q.device.type
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
