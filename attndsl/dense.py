@@ -108,7 +108,8 @@ def _value(node: Expr, operands: list[Tensor], env: Env) -> Tensor:
         case Const(value=value, dtype=dtype):
             return torch.tensor(value, dtype=env.storage(dtype), device=env.device)
         case Scalar(name=name, dtype=dtype):
-            return torch.as_tensor(env.values[name], device=env.device).to(env.storage(dtype))
+            # A number as exact as the environment's floats: torch would make a float32 of it first.
+            return torch.as_tensor(env.values[name], dtype=env.storage(dtype), device=env.device)
         case Load(tensor=tensor, dtype=dtype):
             return _gather(torch.as_tensor(env.values[tensor]).to(env.storage(dtype)), operands)
         case Apply(op=op, dtype=dtype):

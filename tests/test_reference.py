@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attndsl.frontend import normalizers
 from attndsl.frontend.builder import Builder
+from attndsl.frontend.parse import parse
 from attndsl.ir import build
 from attndsl.ir.nodes import Expr
 from attndsl.ir.types import DType, Reduction
@@ -493,3 +494,10 @@ def test_live_pairs_has_size_one_where_the_mask_does_not_look() -> None:
     shifted = live_pairs(variant(mask=CAUSAL), {}, **grid, q_offset=torch.tensor([0, 2]))
     assert shifted.sum((-1, -2)).flatten().tolist() == [1 + 2 + 3 + 4, 3 + 4 + 5 + 5]
     assert live_pairs(variant(mask=CAUSAL), {}, **{**grid, "kv_len": 0}).shape == (1, 1, 4, 0)
+
+
+def test_numbers_are_as_exact_as_the_inputs() -> None:
+    """A float parameter is float64 in a float64 evaluation, not the float32 next to it."""
+    (scaled,) = parse("attention scaled(c: float = -0.2) { weight weight * c }")
+    q, v = torch.zeros(1, 1, 1, 4).double(), torch.ones(1, 1, 1, 1).double()
+    assert attend(scaled, {}, q, q, v).out.item() == -0.2
