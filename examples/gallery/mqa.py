@@ -49,6 +49,5 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    source="the paper's einsum listing, which has no scale of its own: it is left to initialisation",
     refuses={"w_k": torch.zeros(128, 16)},
 )

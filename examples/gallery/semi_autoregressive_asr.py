@@ -55,6 +55,5 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    source="ESPnet's contextual block encoder, on one copy of each frame: there a block has its own of those around it",
     refuses={"hop": 0, "left": -1, "right": -1, "frames": 3},
 )

@@ -42,6 +42,5 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    source="the closed form by sorting, the paper's equation 4 and algorithm 1",
     refuses={"lengths": torch.zeros(2, dtype=torch.int64)},
 )
