@@ -1,8 +1,9 @@
 """Every gallery entry at about 4k tokens on a CPU, against its own dense formula in plain torch.
 
 Time of a whole forward, what is composed around the attention included, float32, two heads of the system's usual head
-dim; results are checked against the formula first. Where the formula is itself sparse or tiny (`run` says what it does)
-it is no dense peer, and a gain below 1 is no surprise; the table shows all of them.
+dim; results are checked against the formula first. Where the formula is itself sparse or tiny it is no dense peer, and
+a gain below 1 is no surprise; the table shows all of them. Where FlexAttention can express every attention an entry
+calls, its attentions alone are timed against the compiled peer on the same tensors, block masks made beforehand.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from benchmarks.cpu.timing import THREADS, ratio, turns
+from benchmarks.flex_mods import NoSuchProgram, mods_of
 from benchmarks.harness import MISSED, Row, check, publish
 from examples.gallery.entry import Draw, Entry, Results, entries
+from examples.gallery.recorded import Recorded, recorded
 
 LENGTH, HEADS = 4096, 2
 TOLERANCE = 1e-3
@@ -35,14 +39,53 @@ def measure(name: str, entry: Entry, length: int) -> Row:
         check(name, torch.atleast_1d(one), torch.atleast_1d(other), TOLERANCE)
     times = turns(runs)
     gain = ratio(times["formula"], times["attndsl"])
+    over_flex, why = _over_flex(lambda: entry.run(**inputs))
     return {
         "entry": name,
         "length": size.length,
         "head dim": size.head_dim,
         **{f"{contender} ms": min(each) for contender, each in times.items()},
         "over the formula": gain,
-        MISSED: gain < 1,
+        "over flex": over_flex,
+        "no flex": why,
+        MISSED: gain < 1 or (over_flex is not None and over_flex < 1),
     }
+
+
+def _over_flex(run: Callable[[], Results]) -> tuple[float | None, str]:
+    """How many times faster the attentions of an entry are than FlexAttention's, or why it has none."""
+    with recorded() as calls:
+        run()
+    torch._dynamo.reset()
+    try:
+        peers = [_peer(call) for call in calls]
+        for call, peer in zip(calls, peers, strict=True):
+            check(f"flex, {call.attention.name}", peer(), _alone(call), TOLERANCE)
+    except NoSuchProgram as reason:
+        return None, str(reason)
+    except Exception as error:  # the peer's own refusals have many types
+        return None, f"{type(error).__name__}: {str(error).splitlines()[0][:60]}"
+    times = turns({"attndsl": lambda: [_alone(call) for call in calls], "flex": lambda: [peer() for peer in peers]})
+    return ratio(times["flex"], times["attndsl"]), ""
+
+
+def _alone(call: Recorded) -> torch.Tensor:
+    found = call.attention(call.q, call.k, call.v, **{**call.how, "return_aux": False})
+    assert isinstance(found, torch.Tensor)
+    return found
+
+
+def _peer(call: Recorded) -> Callable[[], torch.Tensor]:
+    q_len, kv_len, batch, heads, offset = call.shape.values()
+    if not isinstance(offset, int) or offset:
+        raise NoSuchProgram("an offset of the queries")
+    score_mod, mask_mod = mods_of(call.attention, call.attention._values(), q_len, kv_len)
+    blocks = None
+    if mask_mod is not None:
+        blocks = create_block_mask(mask_mod, batch, heads, q_len, kv_len, device="cpu")
+    compiled = torch.compile(flex_attention, dynamic=False)
+    how = {"scale": call.how.get("scale"), "enable_gqa": call.how.get("enable_gqa", False)}
+    return lambda: compiled(call.q, call.k, call.v, score_mod=score_mod, block_mask=blocks, **how)
 
 
 def _single(value: Any) -> Any:
