@@ -46,6 +46,8 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.plan
 	$(BIN)/python -m benchmarks.dispatch
 	$(BIN)/python -m benchmarks.cpu
+	$(BIN)/python -m benchmarks.gallery_compile
+	$(BIN)/python -m benchmarks.gallery
 	$(BIN)/python -m benchmarks.gpu
 	$(BIN)/python -m benchmarks.gpu_training
 
