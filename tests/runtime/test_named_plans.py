@@ -45,6 +45,19 @@ FLAT: dict[str, Callable[[int, int], Any]] = {
     "document, last first": lambda q, k: masks.document(doc=ids(max(q, k)).flip(0).contiguous()),
     "causal document": lambda q, k: masks.causal & masks.document(doc=ids(max(q, k))),
     "padding": lambda q, k: masks.padding(lengths=torch.tensor([77, 300])),
+    "band": lambda q, k: masks.band(left=20, right=9),
+    "block_causal": lambda q, k: masks.block_causal(block=24, window=3, sink=1),
+    "between": lambda q, k: masks.between(first=torch.arange(q) // 2, end=torch.arange(q) // 2 + 30),
+    "dilated_sliding_window": lambda q, k: masks.dilated_sliding_window(window=40, dilation=3),
+    "chunks_of": lambda q, k: masks.chunks_of(masks.causal, 48),
+    "documents_of": lambda q, k: masks.documents_of(
+        masks.prefix_lm(prefix=9), torch.tensor([0, 40, 41, 101, max(q, k)])
+    ),
+    "vision_cross_attention": lambda q, k: masks.vision_cross_attention(
+        torch.tensor([[0, 60], [9, 300]]).repeat(4, 1), 50
+    ),
+    "spatial_head": lambda q, k: masks.spatial_head(prompt=17, reach=40, sink=20),
+    "temporal_head": lambda q, k: masks.temporal_head(prompt=17, frame=30, reach=3),
     "outside of a window": lambda q, k: ~masks.sliding_window(window=70),
     "outside of documents": lambda q, k: masks.causal & ~masks.document(doc=ids(max(q, k))),
 }
@@ -72,6 +85,7 @@ def test_masks_over_positions(name: str, lengths: tuple[int, int], block: tuple[
 
 
 CANVAS, VIDEO = ad.grid(y=20, x=33), ad.grid(t=5, y=8, x=12)
+SQUARE = ad.grid(y=16, x=16)
 ODD, FRAMES = ad.grid(y=19, x=23), ad.grid(t=20, y=2, x=4)
 TILED, FILM = ad.grid(y=16, x=24, tile=(4, 4)), ad.grid(t=4, y=8, x=12, tile=(2, 4, 4))
 GRIDS: dict[str, tuple[ad.Grid, Any]] = {
@@ -98,6 +112,7 @@ GRIDS: dict[str, tuple[ad.Grid, Any]] = {
     "shifted_windows around in tiles, small": (TILED, masks.shifted_windows(TILED, window=4, shift=(1, 2), wrap=True)),
     "dilated neighborhood in tiles": (TILED, masks.neighborhood(TILED, window=5, dilation=3)),
     "radial in tiles": (FILM, masks.radial(FILM, block=4)),
+    "morton_neighborhood": (SQUARE, masks.morton_neighborhood(16, 5)),
 }
 
 
@@ -110,7 +125,7 @@ def test_masks_over_grids(name: str, block: tuple[int, int]) -> None:
 
 def test_every_mask_of_the_library_is_here() -> None:
     tested = " ".join((*FLAT, *GRIDS))
-    homes = ("attndsl.library.masks", "attndsl.library.grids")
+    homes = tuple(f"attndsl.library.{name}" for name in ("masks", "grids", "stretches", "z_order"))
     public = [name for name, made in vars(masks).items() if getattr(made, "__module__", "") in homes and name[0] != "_"]
     assert len(public) >= 14
     assert not [name for name in public if name not in tested]
