@@ -121,6 +121,7 @@ def test_every_walk_gives_the_same(name: str) -> None:
     check_gradient_walks(subject, subject.call(*tensors))
 
 
+@pytest.mark.as_users
 def test_a_sink_of_minus_infinity_is_no_sink() -> None:
     """To the last bit, gradients of q, k and v included; and the sink gets none."""
     tensors = inputs(heads=2, q_len=20)
