@@ -24,6 +24,7 @@ from attndsl.attention import Attention
 from attndsl.codegen.plan import KernelPlan, Target
 from attndsl.diagnostics import CallError, DiagnosticError, UnsupportedError, VerifyError
 from attndsl.runtime import facts
+from attndsl.runtime.native.build import text_of
 
 not_interpreted = pytest.mark.skipif(INTERPRETING, reason="under the interpreter Triton's kernels run")
 KERNELS = "triton" if INTERPRETING else "cpu"
@@ -619,9 +620,9 @@ class TestCheck:
         original = compiler.EMITTERS[target]
 
         def broken(plan: KernelPlan) -> str:
-            emitted = original(plan)
-            assert right in emitted
-            return emitted.replace(right, wrong)
+            written = text_of(original(plan))
+            assert right in written
+            return written.replace(right, wrong)
 
         monkeypatch.setitem(compiler.EMITTERS, target, broken)
         with pytest.raises(VerifyError, match=f"kernel's {what} differs"):
