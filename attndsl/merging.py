@@ -32,12 +32,12 @@ def merge(*parts: tuple[Tensor, Tensor | Aux]) -> Part:
     kind = torch.promote_types(outs[0].dtype, torch.float32)
     lse = torch.stack([each.to(kind) for each in sums])
     dead = lse == -torch.inf
+    is_dead = dead.all(0)
     # The largest of a row only keeps exponents small: it cancels, so no gradient runs through it.
-    largest = lse.detach().amax(0).masked_fill(dead.all(0), 0.0)
+    largest = lse.detach().amax(0).masked_fill(is_dead, 0.0)
     shares = torch.exp(lse - largest)
     divisor = shares.sum(0)
     values = torch.stack([each.to(kind) for each in outs]).masked_fill(dead[..., None], 0.0)
-    is_dead = dead.all(0)
     safe = divisor.masked_fill(is_dead, 1.0)
     out = (shares[..., None] * values).sum(0) / safe[..., None]
     return out.to(outs[0].dtype), (largest + safe.log()).masked_fill(is_dead, -torch.inf)
