@@ -267,6 +267,7 @@ class Attention:
     ) -> str:
         """The emitted source of one of `kernels(target)`, as it is for tensors of this dtype and these head dims.
 
+        The target is a language, `"triton"` or `"cpp"`, or the backend whose language it is, as `"cpu"`.
         Kernels of the backward compute gradients of captured tensors that require grad, or have no value yet.
         """
         spec = self._specialisation(target_named(target), dtype, head_dim, v_head_dim)

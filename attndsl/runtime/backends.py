@@ -43,12 +43,13 @@ def backend_named(name: Any) -> Backend:
 
 
 def target_named(name: Any) -> Target:
-    """The language a user asked for."""
-    if name not in [target.value for target in Target]:
+    """The language a user asked for, by its own name or by that of the backend whose kernels are written in it."""
+    named = {**{target.value: target for target in Target}, **{backend.value: of for backend, of in TARGETS.items()}}
+    if name not in named:
         known = " or ".join(f'`target="{target.value}"`' for target in Target)
         message = f"there is no target {name!r} to emit source for"
         raise fail(UnsupportedError, "unknown-target", message, None, help=f"use {known}")
-    return Target(name)
+    return named[name]
 
 
 def chosen(backend: Backend, call: Call) -> Backend:

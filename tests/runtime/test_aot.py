@@ -188,6 +188,7 @@ def test_kernels_of_this_cpu(dtype: torch.dtype) -> None:
     assert [kernel.name for kernel in built.kernels] == list(one(CAUSAL).kernels("cpp"))
     kernel = built.kernels[0]
     assert kernel.assembly == one(CAUSAL).source(target="cpp", dtype=dtype, head_dim=64)
+    assert kernel.assembly == one(CAUSAL).source(target="cpu", dtype=dtype, head_dim=64), "the backend names it too"
     assert kernel.registers >= 8
     assert kernel.instructions["ret"] >= 1
     assert sum(kernel.instructions.values()) > 500
