@@ -18,8 +18,9 @@ Part = tuple[Tensor, Tensor]
 WRITE = "write `ad.merge(near(q, k, v, return_aux=True), far(q, k, v, return_aux=True))`"
 
 
-def merge(*parts: tuple[Tensor, Tensor | Aux]) -> Part:
-    """One softmax over the keys of all parts: `(out, lse)` from any number of `(out, lse)` or `(out, aux)`.
+def merge(*parts: tuple[Tensor, Tensor | Aux] | Sequence[tuple[Tensor, Tensor | Aux]]) -> Part:
+    """One softmax over the keys of all parts: `(out, lse)` from any number of `(out, lse)` or `(out, aux)`, or a list
+    of them.
 
     Each `out` is `(..., Nq, Dv)` and its `lse` `(..., Nq)`, natural logarithm of the sum that the part divided by; all
     have the same shapes. The parts' weights must be exp(score - lse), as softmax and its kin have them, and a key that
@@ -28,7 +29,7 @@ def merge(*parts: tuple[Tensor, Tensor | Aux]) -> Part:
     Computed in float32 (float64 for float64 parts) and differentiable in every `out` and every `lse`; `out` has the
     dtype of the first part's. Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018.
     """
-    outs, sums = zip(*map(_part, _checked(parts)), strict=True)
+    outs, sums = zip(*map(_part, _checked(_each(parts))), strict=True)
     kind = torch.promote_types(outs[0].dtype, torch.float32)
     lse = torch.stack([each.to(kind) for each in sums])
     dead = lse == -torch.inf
@@ -41,6 +42,14 @@ def merge(*parts: tuple[Tensor, Tensor | Aux]) -> Part:
     safe = divisor.masked_fill(is_dead, 1.0)
     out = (shares[..., None] * values).sum(0) / safe[..., None]
     return out.to(outs[0].dtype), (largest + safe.log()).masked_fill(is_dead, -torch.inf)
+
+
+def _each(parts: Sequence[Any]) -> Sequence[Any]:
+    """The parts, which may have been given as one list; a part itself begins with a tensor."""
+    match parts:
+        case [list() | tuple() as several] if not any(isinstance(each, Tensor) for each in several):
+            return several
+    return parts
 
 
 def _part(given: tuple[Tensor, Tensor | Aux]) -> tuple[Tensor, Tensor]:

@@ -40,6 +40,7 @@ def test_parts_are_one_softmax() -> None:
     out, lse = ad.merge(*parts(scores, values))
     assert_rows_close(out, scores.softmax(-1) @ values, 1e-12)
     assert_rows_close(lse, scores.logsumexp(-1), 1e-12)
+    assert all(map(torch.equal, ad.merge(parts(scores, values)), (out, lse))), "a list of parts says the same"
 
 
 def test_gradients_of_outputs_and_sums() -> None:
@@ -83,6 +84,7 @@ def test_attentions_merge() -> None:
     "given, message",
     [
         ((), "no part"),
+        (([],), "no part"),
         ((torch.zeros(2, 3),), "part 0 is not a pair"),
         (((torch.zeros(2, 3), torch.zeros(3)),), r"the `lse` of part 0 is of shape \(3,\), expected \(2,\)"),
         (((torch.zeros(2, 3), None),), "part 0 has no `lse`"),
