@@ -1,7 +1,7 @@
 """The pages of the gallery, as text: every entry, an index by capability, and what the rest of the catalog waits for.
 
-In: the entries, the catalog, and what `python -m benchmarks.gallery_compile` wrote down. Out: Markdown and pictures by
-path. `python -m examples.gallery.pages` writes them; a test fails when they are stale.
+In: the entries, the catalog, and what `python -m benchmarks.gallery_compile` and `python -m benchmarks.gallery` wrote
+down. Out: Markdown and pictures by path. `python -m examples.gallery.pages` writes them; a test fails when they are stale.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from examples.gallery.recorded import Recorded, recorded
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
 COMPILED = ROOT / "benchmarks" / "results" / "gallery_compile.cpu-x86_64.json"
+TIMED = ROOT / "benchmarks" / "results" / "gallery.cpu-x86_64.json"
 SHOWN = Size(1, 4, 128, 32)
 
 CAPABILITIES = {
@@ -141,6 +142,9 @@ class _Shown:
         if entry.source:
             yield ""
             yield f"**Checked against.** {entry.source}"
+        if figures := _timed().get(self.name):
+            yield ""
+            yield f"**Speed.** {_speed(figures)}"
         for at, call in enumerate(self.calls):
             yield from self._program(at, call)
         yield ""
@@ -261,6 +265,24 @@ def _compiled() -> dict[tuple[str, str], str]:
         found.setdefault((row["entry"], row["attention"]), []).append(kernel)
     head = "On cuda:90, bf16, tiles of the launcher's defaults: "
     return {key: head + "; ".join(kernels) + "." for key, kernels in found.items()}
+
+
+@cache
+def _timed() -> dict[str, dict]:
+    """What the benchmark measured of each entry on a CPU."""
+    if not TIMED.exists():
+        return {}
+    return {row["entry"]: row for row in json.loads(TIMED.read_text(encoding="utf-8"))["rows"]}
+
+
+def _speed(row: dict) -> str:
+    """What was measured of an entry, and why where another was faster."""
+    size = f"{row['length']} tokens, head dim {row['head dim']}: {row['attndsl ms']:.3g} ms"
+    formula = f"{row['over the formula']:.2g} times as fast as the formula"
+    flex = f"Not in FlexAttention: {row['no flex']}."
+    if row["over flex"] is not None:
+        flex = f"Its attentions alone are {row['over flex']:.2g} times as fast as FlexAttention's."
+    return " ".join(filter(None, (f"{size}, {formula}.", flex, row["why slower"])))
 
 
 def main() -> None:
