@@ -65,6 +65,11 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"chunk": 0, "window": 0, "noisy": torch.zeros(5, dtype=torch.bool)},
+    refuses={
+        "chunk": 0,
+        "window": 0,
+        "chunks": torch.zeros(5, dtype=torch.int64),
+        "noisy": torch.zeros(5, dtype=torch.bool),
+    },
     usual=Size(1, 8, 4096, 128),
 )

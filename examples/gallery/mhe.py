@@ -27,6 +27,7 @@ def run(q: Tensor, k: Tensor, v: Tensor, e_q: Tensor, e_k: Tensor, e_v: Tensor) 
 
     Multiplied: both vectors move to the query, the value's to the output. Keys and values have one head either way.
     """
+    ad.require(e_q.shape == e_k.shape == e_v.shape, "`e_q`, `e_k` and `e_v` have a vector for each head")
     queries = q.expand(-1, len(e_q), -1, -1)
     bias = e_q @ k[:, 0].mT / q.shape[-1] ** 0.5
     first = added.bind(bias=bias)(queries, k, v, enable_gqa=True) + e_v[:, None]
@@ -53,4 +54,5 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
+    refuses={"e_v": torch.zeros(1, 32)},
 )

@@ -28,6 +28,8 @@ def run(q: Tensor, k: Tensor, v: Tensor, rules: tuple[tuple[int, float], ...], b
     length = k.shape[2]
     ad.require(block >= 1, "`block` counts tokens, at least 1")
     ad.require(len(rules) == q.shape[1], "`rules` are pairs of a constant and a slope, one for each head")
+    positive = all(alpha + beta * length > 0 for alpha, beta in rules)
+    ad.require(positive, f"`rules` give a head no span at {length} tokens")
     spans = [-(-(alpha + beta * length) // block) for alpha, beta in rules]
     return attention(spans=torch.tensor(spans, dtype=torch.int32, device=q.device), block=block, sink=sink)(q, k, v)
 

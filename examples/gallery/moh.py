@@ -22,6 +22,9 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 def run(q: Tensor, k: Tensor, v: Tensor, shared: Tensor, routed: Tensor, balance: Tensor, active: int) -> Tensor:
     """Gates are an epilogue on the heads' outputs."""
     ad.require(1 <= active <= routed.shape[-1], "`active` counts routed heads, 1 to all of them")
+    heads = shared.shape[-1] + routed.shape[-1]
+    ad.require(heads == q.shape[1], "`shared` and `routed` have a logit for each head between them")
+    ad.require(balance.shape[-1] == 2, "`balance` has one logit for the shared heads and one for the routed")
     best = routed.softmax(-1).topk(active)
     kept = best.values / best.values.sum(-1, keepdim=True) * active
     gates = [shared.softmax(-1) * shared.shape[-1], torch.zeros_like(routed).scatter(-1, best.indices, kept)]
@@ -57,5 +60,10 @@ ENTRY = Entry(
     run=run,
     formula=formula,
     source="`MoHAttention` of the authors' SkyworkAI/MoH, as several repositories carry it",
-    refuses={"active": 0},
+    refuses={
+        "active": 0,
+        "shared": torch.zeros(2, 97, 3),
+        "routed": torch.zeros(2, 97, 2),
+        "balance": torch.zeros(2, 97, 1),
+    },
 )

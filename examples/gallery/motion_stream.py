@@ -6,6 +6,7 @@ from torch import Tensor
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
 from examples.gallery.rotary import rotate
+from examples.gallery.turned import turned
 
 TEXT = """
 attention sinks(chunk: int = 15, sink: int = 1) {
@@ -50,9 +51,9 @@ def formula(q: Tensor, k: Tensor, v: Tensor, tokens: int, frames: int, sink: int
         kept = [chunk for chunk in range(now + 1) if chunk < sink or now - chunk < window]
         places = torch.cat([torch.arange(chunk * size, min((chunk + 1) * size, length)) for chunk in kept])
         slots = torch.cat([slot * frames + torch.arange(size) // tokens for slot in range(len(kept))])[: len(places)]
-        keys, own = rotate(k[:, :, places], slots), torch.arange(start, min(start + size, length))
-        queries = rotate(q[:, :, own], slots[len(places) - len(own) :])
-        outputs.append((queries @ keys.mT / q.shape[-1] ** 0.5).softmax(-1) @ v[:, :, places])
+        keys, own = turned(k[:, :, places], slots), torch.arange(start, min(start + size, length))
+        queries = turned(q[:, :, own], slots[len(places) - len(own) :])
+        outputs.append(((queries @ keys.mH).real / q.shape[-1] ** 0.5).softmax(-1) @ v[:, :, places])
     return torch.cat(outputs, 2)
 
 

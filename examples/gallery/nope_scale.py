@@ -39,6 +39,6 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"uniform": 0.0},
+    refuses={"uniform": 0.0, "factor": torch.ones(3)},
     usual=Size(1, 8, 4096, 64),
 )

@@ -17,6 +17,9 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 
 def run(q: Tensor, k: Tensor, v: Tensor, state: Tensor, total: Tensor) -> Tensor:
     """The prefix is one more part of the row: its divisor is the features' product with `total`."""
+    h, d = q.shape[1], q.shape[-1]
+    ad.require(state.shape == (h, d, d), "`state` has a matrix for each head")
+    ad.require(total.shape == (h, d), "`total` has a vector for each head")
     features = F.elu(q / q.shape[-1] ** 0.25) + 1
     divisor = (features * total.abs()[:, None]).sum(-1)
     prefix = features @ state / divisor[..., None]
@@ -46,4 +49,5 @@ ENTRY = Entry(
     run=run,
     formula=formula,
     source="the demonstration `ntk_attn` of the authors' code",
+    refuses={"state": torch.zeros(1, 32, 32), "total": torch.zeros(1, 32)},
 )

@@ -47,6 +47,10 @@ def run(q: Tensor, overview: Tensor, mixing: Tensor, near: Tensor, far: Tensor, 
     """The logits are given, so the attention has no use for queries and keys: the values stand in for both."""
     ad.require(width >= 1 and v.shape[2] % width == 0, "`width` places to a row do not make up the tokens")
     small, large = ((each.shape[-1] + 1) // 2 for each in (near, far))
+    offsets = small**2 + large**2
+    ad.require(mixing.shape[1] == offsets, "`mixing` has a column for each place of the kernels of `near` and `far`")
+    fits = all(each.shape[-2:] == (2 * size - 1,) * 2 for each, size in ((near, small), (far, large)))
+    ad.require(fits, "`near` and `far` have 2 size - 1 offsets along either axis")
     logits = (q @ overview.mT / q.shape[-1] ** 0.5 @ mixing).split([small**2, large**2], -1)
     halves = []
     for values, size, own, bias in zip(v.chunk(2, 1), (small, large), logits, (near, far), strict=True):
@@ -88,6 +92,11 @@ ENTRY = Entry(
     run=run,
     formula=formula,
     source="the authors' `DynamicConvBlock`, which calls NATTEN's `na2d_av`, as several repositories carry it",
-    refuses={"width": 6},
+    refuses={
+        "width": 6,
+        "mixing": torch.zeros(49, 73),
+        "near": torch.zeros(4, 9, 8),
+        "far": torch.zeros(4, 12, 13),
+    },
     usual=Size(1, 4, 4096, 32),
 )

@@ -6,6 +6,7 @@ from torch import Tensor
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
 from examples.gallery.rotary import rotate
+from examples.gallery.turned import turned
 
 TEXT = """
 attention parallel(piece: int tensor[N], last: int) {
@@ -53,6 +54,9 @@ def router(piece: Tensor, top: int) -> ad.routers.Router:
 def run(q: Tensor, k: Tensor, v: Tensor, piece: Tensor, top: int) -> tuple[Tensor, Tensor]:
     last = int(piece.max())
     ad.require(1 <= top < last, f"`top` counts pieces, 1 to {last - 1}")
+    steps = piece.diff()
+    ordered = piece.shape == q.shape[2:3] and int(piece[0]) == 0 and bool(((steps == 0) | (steps == 1)).all())
+    ad.require(ordered, "`piece` has the number of each token's piece: 0 for the prefix, then 1, 2, ... in order")
     places = positions_of(piece)
     q, k, encoded = rotate(q, places), rotate(k, places), attention(piece=piece, last=last)
     return encoded(q, k, v), encoded(q, k, v, blocks=router(piece, top))
@@ -68,8 +72,8 @@ def formula(q: Tensor, k: Tensor, v: Tensor, piece: Tensor, top: int) -> tuple[T
         start = 0 if number == 0 else lengths[0] + (max(lengths[1:last]) if number == last else 0)
         places.append(start + seen[number])
         seen[number] += 1
-    q, k = rotate(q, torch.tensor(places)), rotate(k, torch.tensor(places))
-    scores = q @ k.mT / q.shape[-1] ** 0.5
+    at = torch.tensor(places)
+    scores = (turned(q, at) @ turned(k, at).mH).real / q.shape[-1] ** 0.5
     live = (piece[None, :] == piece[:, None]) | (piece == 0) | (piece[:, None] == last)
     scores = scores.masked_fill(~live.tril(), -torch.inf)
     selected = scores.clone()
@@ -93,6 +97,6 @@ ENTRY = Entry(
     run=run,
     formula=formula,
     source="The paper's abstract and a published summary; what scores a piece is a reading of it",
-    refuses={"top": 0},
+    refuses={"top": 0, "piece": torch.arange(97) // 14 + 1},
     usual=Size(1, 8, 4096, 128),
 )

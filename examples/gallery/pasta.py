@@ -43,7 +43,11 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"alpha": 0.0},
+    refuses={
+        "alpha": 0.0,
+        "marked": torch.zeros(2, 5, dtype=torch.bool),
+        "steered": torch.zeros(3, dtype=torch.bool),
+    },
     trained=False,
     usual=Size(1, 8, 4096, 128),
 )

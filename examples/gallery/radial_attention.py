@@ -19,7 +19,7 @@ def inputs(size: Size, draw: Draw) -> Inputs:
     frames = 16
     tokens = size.length // frames
     given = draw.qkv(Size(size.batch, size.heads, frames * tokens, size.head_dim))
-    return {**given, "frames": frames, "decay": 1.0, "block": 1 << max(1, (tokens // 4).bit_length() - 1)}
+    return {**given, "frames": frames, "decay": 0.75, "block": 1 << max(1, (tokens // 4).bit_length() - 1)}
 
 
 def run(q: Tensor, k: Tensor, v: Tensor, frames: int, decay: float, block: int) -> Tensor:

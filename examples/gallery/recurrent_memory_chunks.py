@@ -6,15 +6,8 @@ from torch import Tensor
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
 
-
-@ad.mask_mod
-def own_chunk(q_idx, kv_idx, *, chunk):
-    ad.require(chunk >= 1, "`chunk` counts tokens, at least 1")
-    return ad.masks.chunked(q_idx, kv_idx, chunk=chunk)
-
-
 whole = ad.attention(mask_mod=ad.masks.causal, name="recurrent_memory_whole")
-local = ad.attention(mask_mod=own_chunk(chunk=24), name="recurrent_memory_chunk")
+local = ad.attention(mask_mod=ad.masks.chunked(chunk=24), name="recurrent_memory_chunk")
 remembered = ad.attention(name="recurrent_memory_bank")
 
 

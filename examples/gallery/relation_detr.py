@@ -31,6 +31,8 @@ def embedded(entry: Tensor) -> Tensor:
 
 def run(q: Tensor, k: Tensor, v: Tensor, before: Tensor, boxes: Tensor, weight: Tensor, offset: Tensor) -> Tensor:
     ad.require(before.shape == boxes.shape and boxes.shape[-1] == 4, "`boxes` has centre, width and height of each")
+    ad.require(weight.shape == (q.shape[1], 4 * CHANNELS), f"`weight` has {4 * CHANNELS} numbers for each head")
+    ad.require(len(offset) == q.shape[1], "`offset` has a number for each head")
     with torch.no_grad():
         one, other = before.double()[:, :, None], boxes.double()[:, None]
         apart = (one[..., :2] - other[..., :2]).abs() / (one[..., 2:] + SMALL)
@@ -73,7 +75,7 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    source="The authors' code, and its port in transformers: relu, 16 channels an entry, boxes widened by 1e-5",
-    refuses={"boxes": torch.zeros(1, 1, 4)},
+    source="The authors' code, and its port to transformers: relu, 16 channels an entry, boxes widened by 1e-5",
+    refuses={"boxes": torch.zeros(1, 1, 4), "weight": torch.zeros(4, 63), "offset": torch.zeros(1)},
     usual=Size(1, 8, 900, 32),
 )

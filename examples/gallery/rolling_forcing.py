@@ -6,6 +6,7 @@ from torch import Tensor
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
 from examples.gallery.rotary import rotate
+from examples.gallery.turned import turned
 
 TEXT = """
 attention rolling(tokens: int = 4, sink: int = 1, recent: int = 3, start: int = 8) {
@@ -27,6 +28,7 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 
 
 def run(q: Tensor, k: Tensor, v: Tensor, tokens: int, start: int, sink: int, recent: int) -> Tensor:
+    ad.require(start * tokens + q.shape[2] <= k.shape[2], "`start` leaves no keys for the window that is denoised")
     k, v = k[:, :, : start * tokens + q.shape[2]], v[:, :, : start * tokens + q.shape[2]]
     ad.require(start >= sink + recent, "`start` is the first noisy frame, after sinks and cache")
     here = start + torch.arange(q.shape[2]) // max(tokens, 1)
@@ -42,8 +44,8 @@ def formula(q: Tensor, k: Tensor, v: Tensor, tokens: int, start: int, sink: int,
     cache = torch.arange((start - recent) * tokens, start * tokens)
     places = torch.cat((torch.arange(sink * tokens), cache, window))
     positions = torch.arange(len(places)) // tokens
-    queries, keys = rotate(q, positions[-q.shape[2] :]), rotate(k[:, :, places], positions)
-    return (queries @ keys.mT / q.shape[-1] ** 0.5).softmax(-1) @ v[:, :, places]
+    queries, keys = turned(q, positions[-q.shape[2] :]), turned(k[:, :, places], positions)
+    return ((queries @ keys.mH).real / q.shape[-1] ** 0.5).softmax(-1) @ v[:, :, places]
 
 
 ENTRY = Entry(

@@ -23,7 +23,7 @@ attention = ad.parse(TEXT).s2
 
 def inputs(size: Size, draw: Draw) -> Inputs:
     block = max(4, size.length // 64)
-    return {**draw.qkv(size), "block": block, "near": 2, "stride": 8, "offset": 0, "dense": 1}
+    return {**draw.qkv(size), "block": block, "near": 2, "stride": 8, "offset": 1, "dense": 1}
 
 
 def run(q: Tensor, k: Tensor, v: Tensor, block: int, near: int, stride: int, offset: int, dense: int) -> Tensor:
@@ -53,7 +53,8 @@ ENTRY = Entry(
     paper="Efficient LLM Training and Serving with Heterogeneous Context Sharding among Attention Heads",
     year=2024,
     conventions="Causal. Far blocks are counted from the start of the sequence; the last `dense` heads see everything.",
-    pitfall="Under tensor parallelism the head in the pattern is the model's, not the device's: shift `offset` by it.",
+    pitfall="Under tensor parallelism the head in the pattern is the model's, not the device's: `offset` grows "
+    "by a step for each head before the device's first.",
     inputs=inputs,
     run=run,
     formula=formula,

@@ -33,6 +33,7 @@ def run(
 ) -> tuple[Tensor, Tensor]:
     fits = mask.shape == (q.shape[0], q.shape[2], pixel_k.shape[2])
     ad.require(fits, "`mask` has a flag for each query and pixel of each image")
+    ad.require(allowed.shape[0] == allowed.shape[1], "`allowed` has as many columns as rows, one to a kind")
     ad.require((kind >= 0) & (kind < len(allowed)), "`kind` has a row of `allowed` for each query")
     seen = mask | ~mask.any(-1, keepdim=True)
     return seem.pixels(seen=seen)(q, pixel_k, pixel_v), seem.kinds(kind=kind, allowed=allowed)(q, k, v)
@@ -57,5 +58,9 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"mask": torch.zeros(1, 1, 1, dtype=torch.bool), "kind": torch.full((29,), 4)},
+    refuses={
+        "mask": torch.zeros(1, 1, 1, dtype=torch.bool),
+        "kind": torch.full((29,), 4),
+        "allowed": torch.ones(4, 3, dtype=torch.bool),
+    },
 )

@@ -26,6 +26,7 @@ def run(
 ) -> tuple[Tensor, Tensor]:
     """The induced set and its pooled form; `weights` are those of query, key, value and output of three blocks."""
     ad.require(((lengths >= 1) & (lengths <= x.shape[1])).all(), "`lengths` count elements, at least 1 of each set")
+    ad.require(heads >= 1 and x.shape[-1] % max(heads, 1) == 0, "`heads` divides the width of the elements")
     every = torch.full_like(lengths, len(points))
 
     def block(asked: Tensor, given: Tensor, own: Tensor, lengths: Tensor) -> Tensor:
@@ -71,6 +72,6 @@ ENTRY = Entry(
     run=run,
     formula=formula,
     source="copies of the authors' `MAB` in public repositories: divided by the root of the whole width",
-    refuses={"lengths": torch.zeros(2, dtype=torch.int64)},
+    refuses={"lengths": torch.zeros(2, dtype=torch.int64), "heads": 3},
     usual=Size(8, 4, 4096, 32),
 )

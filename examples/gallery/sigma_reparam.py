@@ -24,7 +24,7 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 
 def run(x: Tensor, weights: Tensor, gamma: Tensor, left: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     """One step of power iteration from the vectors of the step before; the entropy is watched, not trained."""
-    ad.require(x.shape[-1] % heads == 0, "`heads` divides the width of the model")
+    ad.require(heads >= 1 and x.shape[-1] % max(heads, 1) == 0, "`heads` divides the width of the model")
     with torch.no_grad():
         right = F.normalize(torch.einsum("sde,sd->se", weights, left), dim=-1)
         left = F.normalize(torch.einsum("sde,se->sd", weights, right), dim=-1)

@@ -52,6 +52,8 @@ def run(
 ) -> tuple[Tensor, Tensor]:
     nodes = tree_q.shape[2]
     ad.require(len(ancestors) == nodes <= 63, f"`ancestors` has bits for each of {nodes} nodes, 63 at most")
+    last = ancestors >> torch.arange(nodes, device=ancestors.device) == 1
+    ad.require(last, "`ancestors` names each node itself and none after it")
     context = tree_k.shape[2] - nodes
     told = speculation.streams(place=place, stream=stream)(q, k, v)
     tree = speculation.tree(context=context, ancestors=ancestors)
@@ -90,5 +92,9 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"ancestors": torch.zeros(12, dtype=torch.int64)},
+    refuses={
+        "ancestors": torch.zeros(12, dtype=torch.int64),
+        "place": torch.zeros(5, dtype=torch.int64),
+        "stream": torch.zeros(5, dtype=torch.int64),
+    },
 )

@@ -36,7 +36,8 @@ ENTRY = Entry(
     paper="STream3R: Scalable Sequential 3D Reconstruction with Causal Transformer",
     year=2025,
     conventions="Full inside a view. `window` counts views, the own one among them; the first is always seen.",
-    pitfall="The first view's camera and register tokens are other parameters than later views', yet as many.",
+    pitfall="The first view comes on top of the window, and stays in the cache when the window has moved on: it is the "
+    "frame of reference for the rest.",
     inputs=inputs,
     run=run,
     formula=formula,

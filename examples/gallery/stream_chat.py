@@ -27,6 +27,8 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 
 
 def run(q: Tensor, k: Tensor, v: Tensor, asked: Tensor, seen: Tensor, patch: Tensor) -> Tensor:
+    ad.require(asked.shape == (q.shape[0], q.shape[2]), "`asked` has the time of each word of each text")
+    ad.require(seen.shape == (k.shape[0], k.shape[2]), "`seen` has the time of each visual token of each video")
     ad.require(patch.shape == (2, k.shape[2]), "`patch` has a row and a column for each visual token")
     d = q.shape[-1]
     channels, now = (d // 2, d // 4, d // 4), asked.double() / FRAME
@@ -63,6 +65,10 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"patch": torch.zeros(2, 1, dtype=torch.int64)},
+    refuses={
+        "asked": torch.zeros(2, 1, dtype=torch.int64),
+        "seen": torch.zeros(2, 1, dtype=torch.int64),
+        "patch": torch.zeros(2, 1, dtype=torch.int64),
+    },
     usual=Size(1, 8, 4096, 128),
 )

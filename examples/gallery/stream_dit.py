@@ -27,7 +27,8 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 def run(q: Tensor, k: Tensor, v: Tensor, sizes: Three, window: Three) -> tuple[Tensor, Tensor]:
     """A layer of windows, and one above it of windows shifted by half their sizes."""
     ad.require(sizes[0] * sizes[1] * sizes[2] == q.shape[2], "`sizes` do not multiply out to the length")
-    ad.require(min(window) >= 1, "`window` counts places along each axis, at least 1")
+    fits = all(1 <= wide <= length for wide, length in zip(window, sizes, strict=True))
+    ad.require(fits, "`window` counts places along each axis, 1 to all of them")
     below = attention(sizes, window, (0, 0, 0))(q, k, v)
     shift = (window[0] // 2, window[1] // 2, window[2] // 2)
     return below, attention(sizes, window, shift)(q, k, below)

@@ -23,7 +23,8 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 def run(x: Tensor, w_q: Tensor, w_k: Tensor, w_a: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Slices of the input itself are values and, from the second on, keys."""
     length = x.shape[1]
-    ad.require(len(w_a) >= length, "`w_a` is for shorter sequences")
+    ad.require(min(w_a.shape) >= length, "`w_a` is for shorter sequences")
+    ad.require(heads >= 1 and x.shape[-1] % max(heads, 1) == 0, "`heads` divides the width of the model")
     mixed = w_a[:length, :length].tril() @ x
     q, k, own, values = (each.unflatten(-1, (heads, -1)).transpose(1, 2) for each in (x @ w_q, x @ w_k, x, mixed))
     return attention(q, k, own), attention(q, own, own), attention(q, own, values)
@@ -59,5 +60,5 @@ ENTRY = Entry(
     run=run,
     formula=formula,
     source="a third-party one-head `SuperAttention`: the matrix over positions multiplies the bare input",
-    refuses={"w_a": torch.zeros(5, 5)},
+    refuses={"w_a": torch.zeros(200, 5), "heads": 3},
 )

@@ -36,6 +36,8 @@ def placed(x: Tensor, lengths: Tensor, progress: float) -> Tensor:
 
 
 def run(q: Tensor, k: Tensor, v: Tensor, speech: Tensor, text: Tensor, cap: float, progress: float) -> Tensor:
+    ad.require(text.shape == speech.shape == q.shape[:1], "`text` and `speech` have a length for each utterance")
+    ad.require(0 <= progress < float("inf"), "`progress` is the position of the last token, at least 0")
     ad.require((text >= 1) & (text <= k.shape[2]), "`text` counts tokens of each text, 1 to all")
     ad.require((speech >= 1) & (speech <= q.shape[2]), "`speech` counts frames of each utterance, 1 to all")
     return attention(text=text, cap=cap)(placed(q, speech, progress), placed(k, text, progress), v)
@@ -68,6 +70,7 @@ ENTRY = Entry(
     source="The cross-attention and position ids of the released model's code",
     refuses={
         "cap": 0.0,
+        "progress": -1.0,
         "text": torch.zeros(2, dtype=torch.int64),
         "speech": torch.zeros(2, dtype=torch.int64),
     },

@@ -37,6 +37,8 @@ def run(
     words: Tensor, template_words: Tensor, to_q: Tensor, to_k: Tensor, to_v: Tensor, segment: Tensor, lengths: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The decoder's two attentions; weights are shared between them here, and are not in the model."""
+    ad.require(segment.shape == template_words.shape[1:2], "`segment` has a number for each token of the template")
+    ad.require((lengths >= 1) & (lengths <= len(segment)), "`lengths` counts tokens of each template, 1 to all")
     ad.require(segment[1:] >= segment[:-1], "`segment` has the segment of each token of the template, in order")
     heads = [
         torch.einsum("bnc,hcd->bhnd", placed(words, torch.full((words.shape[1],), 3)), w) for w in (to_q, to_k, to_v)
@@ -81,5 +83,5 @@ ENTRY = Entry(
     run=run,
     formula=formula,
     source="The template decoder and segmental sinusoids of the authors' repository",
-    refuses={"segment": torch.tensor([1, 0])},
+    refuses={"segment": torch.arange(97).flip(0), "lengths": torch.zeros(2, dtype=torch.int64)},
 )

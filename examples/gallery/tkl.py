@@ -25,6 +25,7 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 
 
 def run(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, chunk: int, overlap: int) -> Tensor:
+    ad.require(lengths >= 1, "`lengths` counts terms of each document, at least 1")
     ad.require(int(lengths.sum()) == q.shape[2], "`lengths` of the documents do not add up to the terms")
     doc = torch.repeat_interleave(lengths)
     place = torch.arange(len(doc)) - (lengths.cumsum(0) - lengths)[doc]

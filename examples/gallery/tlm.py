@@ -37,7 +37,8 @@ ENTRY = Entry(
     paper="TLM: Token-Level Masking for Transformers",
     year=2023,
     conventions="Flags are true for masked tokens, drawn anew at every step; encoder attention, both techniques.",
-    pitfall="Self-masking leaves a sequence of one token with an empty row, whose output is 0 here and not NaN.",
+    pitfall="A mask of whole columns is neither: a flagged token sees itself under the one and misses nothing but "
+    "itself under the other. Alone in its sequence it is then an empty row, 0 here and not NaN.",
     inputs=inputs,
     run=run,
     formula=formula,

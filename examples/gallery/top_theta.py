@@ -28,6 +28,8 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 def run(q: Tensor, k: Tensor, v: Tensor, theta: Tensor, missing: Tensor) -> Tensor:
     """The weight that rows lack goes to the mean of the values so far."""
     ad.require(theta.shape[1] >= q.shape[2], "`theta` has a threshold for every length of a row")
+    ad.require(len(missing) >= q.shape[2], "`missing` has a number for every length of a row")
+    ad.require(missing >= 0, "`missing` is a part of the divisor, at least 0")
     out, aux = PROGRAM.top_theta(theta=theta, missing=missing)(q, k, v, return_aux=[ALL])
     seen = torch.arange(1, v.shape[2] + 1, device=v.device)[:, None]
     return out + (1 - aux.mass)[..., None] * v.cumsum(2) / seen
@@ -59,7 +61,7 @@ ENTRY = Entry(
     formula=formula,
     source="the authors' `TopK_LLamaAttention`: strictly above, offline-calibrated compensation of the divisor, V-mean "
     "compensation over the values so far",
-    refuses={"theta": torch.zeros(4, 5)},
+    refuses={"theta": torch.zeros(4, 5), "missing": torch.zeros(5)},
     trained=False,
     usual=Size(1, 8, 4096, 128),
 )

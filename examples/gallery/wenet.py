@@ -38,7 +38,8 @@ ENTRY = Entry(
     systems=("WeNet (dynamic chunk)",),
     paper="WeNet: Production Oriented Streaming and Non-streaming End-to-End Speech Recognition Toolkit",
     year=2021,
-    conventions="Chunks count from frame 0; a frame sees its whole chunk, later frames of it included.",
+    conventions="Chunks count from frame 0; a frame sees its whole chunk, later frames of it included, and "
+    "`left` chunks before. All chunks (-1 in the toolkit) are as many as there are.",
     pitfall="The chunk size is drawn anew for every training batch: as a run-time number it compiles once.",
     inputs=inputs,
     run=run,

@@ -44,6 +44,8 @@ def run(
     thought: Tensor,
     positions: Tensor,
 ) -> tuple[Tensor, Tensor]:
+    ad.require(chunk.shape == q.shape[2:3] and chunk >= -1, "`chunk` has a number for each token, -1 for the portrait")
+    ad.require(thought.shape == thought_k.shape[2:3], "`thought` has a chunk for each state")
     ad.require(positions.shape == (3, q.shape[2]), "`positions` has time, row and column of each token")
     d = q.shape[-1]
     channels = (d // 2, d // 4, d // 4)
@@ -90,6 +92,10 @@ ENTRY = Entry(
     run=run,
     formula=formula,
     source="The paper's abstract; which thoughts a chunk sees is a reading of it",
-    refuses={"positions": torch.zeros(3, 1, dtype=torch.int64)},
+    refuses={
+        "chunk": torch.zeros(5, dtype=torch.int64),
+        "thought": torch.zeros(5, dtype=torch.int64),
+        "positions": torch.zeros(3, 1, dtype=torch.int64),
+    },
     usual=Size(1, 8, 4096, 128),
 )
