@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,10 @@ import pytest
 from test_readme import FENCE, paragraph
 
 from attndsl.compiler import emit_source
+from attndsl.frontend import prelude
 from attndsl.frontend.parse import parse
+from attndsl.frontend.scope import FUNCTIONS, RESERVED, Stage
+from attndsl.ir.ops import FACTS, Form
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(page for page in DOCS.glob("*.md") if page.stem != "gallery")
@@ -57,3 +61,17 @@ def test_texts_of_a_page_compile(page: Path) -> None:
 def test_every_page_has_programs() -> None:
     assert PAGES
     assert all(blocks(page, "python") for page in PAGES)
+
+
+def test_the_page_of_the_language_is_complete() -> None:
+    """Every operator, function, constant and word is in it, and every keyword of the grammar."""
+    page = (DOCS / "language.md").read_text(encoding="utf-8")
+    inline = " ".join(re.findall(r"`([^`\n]+)`", page))
+    names = FUNCTIONS | RESERVED | prelude.offered(Stage.NORMALIZER) | prelude.offered(Stage.WEIGHT)
+    assert not [name for name in names if re.search(rf"\b{name}\b", inline) is None]
+    spelt = {facts.text for facts in FACTS.values() if facts.form is not Form.CALL}
+    assert not [text for text in spelt if text not in inline.split() and f"`{text}`" not in page]
+    grammar = (DOCS.parent / "attndsl" / "frontend" / "grammar.lark").read_text(encoding="utf-8")
+    words = set(re.findall(r"^\w+: /(\w+)\\b/", grammar, re.MULTILINE)) - {"if", "else", "or", "and", "not"}
+    assert "tile" in words
+    assert not [word for word in words if f'"{word}"' not in page]
