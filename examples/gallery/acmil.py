@@ -6,6 +6,7 @@ from torch import Tensor
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.shapes import shaped
 
 PROGRAM = ad.parse("attention acmil(dropped: bool tensor[B, H, N]) { mask not dropped[b, h, kv_idx] }")
 
@@ -24,8 +25,8 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 
 def run(patches: Tensor, to_tanh: Tensor, to_gate: Tensor, branches: Tensor, unlucky: Tensor) -> Tensor:
     """`unlucky` (B, H, r) are the ranks, drawn among the first ten, of the patches a branch goes without."""
-    length = patches.shape[1]
-    ad.require(bool(((unlucky >= 0) & (unlucky < length)).all()), "`unlucky` are ranks among the patches, from 0")
+    shaped("unlucky", unlucky, len(patches), len(branches), unlucky.shape[-1])
+    ad.require(((unlucky >= 0) & (unlucky < patches.shape[1])).all(), "`unlucky` are ranks among the patches, from 0")
     keys = torch.tanh(patches @ to_tanh) * torch.sigmoid(patches @ to_gate)
     with torch.no_grad():
         ranked = (branches @ keys.mT).argsort(-1, descending=True)
@@ -54,6 +55,6 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"unlucky": torch.full((2, 4, 1), -1)},
+    refuses={"unlucky": [torch.full((2, 4, 1), -1), torch.full((2, 4, 1), 97), torch.zeros(2, 3, 1).long()]},
     usual=Size(1, 5, 16384, 128),
 )

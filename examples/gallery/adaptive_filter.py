@@ -9,6 +9,7 @@ from torch import Tensor
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
 from examples.gallery.rotary import rotate
+from examples.gallery.shapes import shaped
 from examples.gallery.turned import turned
 
 TEXT = """
@@ -28,11 +29,20 @@ HEADS = ("mu", "sigma2", "eta2", "gamma2", "nu", "tau2")
 
 def inputs(size: Size, draw: Draw) -> Inputs:
     of_heads = {name: draw.uniform(0.05, 0.5, size.heads) for name in HEADS}
-    return {**draw.qkv(size), **of_heads, "nu": draw.uniform(0.5, 2.0, size.heads)}
+    return {
+        **draw.qkv(size),
+        **of_heads,
+        "nu": draw.uniform(0.5, 2.0, size.heads),
+        "tau2": draw.uniform(1.0, 4.0, size.heads),
+    }
 
 
 def run(q: Tensor, k: Tensor, v: Tensor, nu: Tensor, **of_heads: Any) -> Tensor:
     places = torch.arange(q.shape[2], device=q.device)
+    for name, value in {"nu": nu, **of_heads}.items():
+        shaped(name, value, q.shape[1])
+        above = name in ("mu", "nu", "gamma2")
+        ad.require((value > 0 if above else value >= 0).all(), f"`{name}` is {'above' if above else 'at least'} 0")
     sizes = {"q_size": q.square().sum(-1), "k_size": k.square().sum(-1)}
     attention = declared(**sizes, nu=nu * (q.shape[-1] // 2), **of_heads)
     return rotate(attention(*(rotate(x, -places) for x in (q, k, v)), scale=1.0), places)
@@ -69,4 +79,5 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
+    refuses={name: [torch.full((4,), -1.0), torch.ones(5)] for name in HEADS},
 )

@@ -5,6 +5,7 @@ from torch import Tensor
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.shapes import shaped
 
 attention = ad.attention(name="aem")
 
@@ -21,6 +22,7 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 
 def run(patches: Tensor, to_tanh: Tensor, to_gate: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
     """One query, as many keys as there are patches; the entropy is subtracted from the loss."""
+    shaped("asked", asked, to_tanh.shape[1])
     keys = torch.tanh(patches @ to_tanh) * torch.sigmoid(patches @ to_gate)
     query = asked.expand(len(patches), 1, 1, -1)
     out, aux = attention(query, keys[:, None], patches[:, None], scale=1.0, return_aux=["entropy"])
@@ -44,5 +46,6 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
+    refuses={"asked": torch.zeros(31)},
     usual=Size(1, 1, 16384, 128),
 )

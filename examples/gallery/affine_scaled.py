@@ -5,6 +5,7 @@ from torch import Tensor
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.shapes import shaped
 
 PROGRAM = ad.parse("""
 attention affine_scaled(scale: tensor[B, H, N], shift: tensor[B, H, N]) {
@@ -20,6 +21,8 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 
 
 def run(q: Tensor, k: Tensor, v: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    shaped("scale", scale, *q.shape[:3])
+    shaped("shift", shift, *q.shape[:3])
     return PROGRAM.affine_scaled(scale=scale, shift=shift)(q, k, v)
 
 
@@ -40,4 +43,6 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
+    source="the paper's abstract: scale and bias depend on the input and apply to normalized weights",
+    refuses={"scale": torch.ones(2, 4, 98), "shift": torch.ones(2, 1, 97)},
 )

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.shapes import shaped
 
 attention = ad.attention(score_mod=ad.scores.bias(table=torch.zeros(1, 1, 1)), name="agent_attention")
 
@@ -28,6 +29,10 @@ def run(q: Tensor, k: Tensor, v: Tensor, cells: Tensor, rows: Tensor, columns: T
     """Agents are queries first and keys after; a depthwise convolution of the values is added."""
     shape, side = q.shape[2:4], round(cells.shape[2] ** 0.5)
     ad.require(side**2 == cells.shape[2], "`cells` has a square number of agents")
+    shaped("cells", cells, 2, q.shape[1], side**2, 7, 7)
+    shaped("rows", rows, 2, q.shape[1], side**2, shape[0], 1)
+    shaped("columns", columns, 2, q.shape[1], side**2, 1, shape[1])
+    shaped("kernel", kernel, q.shape[1], q.shape[-1], 3, 3)
     pooled = F.adaptive_avg_pool2d(q.flatten(0, 1).movedim(-1, 1), side).unflatten(0, q.shape[:2])
     agents = pooled.flatten(3).mT
     smooth = F.interpolate(cells.flatten(0, 1), size=shape, mode="bilinear").unflatten(0, cells.shape[:2])
@@ -76,6 +81,11 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"cells": torch.zeros(2, 4, 8, 7, 7)},
+    refuses={
+        "cells": [torch.zeros(2, 4, 8, 7, 7), torch.zeros(1, 4, 9, 7, 7)],
+        "rows": torch.zeros(2, 4, 9, 10, 1),
+        "columns": torch.zeros(2, 4, 9, 1, 9),
+        "kernel": torch.zeros(4, 32, 5, 5),
+    },
     usual=Size(1, 4, 3136, 32),
 )

@@ -7,10 +7,11 @@ from torch.nn.functional import logsigmoid
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.shapes import shaped
 
 PROGRAM = ad.parse("""
 attention soft(gates: tensor[B, Q, L], reach: int = 8) {
-    require reach >= 1, "`reach` counts the frames that have a gate, at least 1"
+    require reach >= 1, "`logits` hold gates of the next `reach` frames, at least 1"
     let ahead = kv_idx - q_idx
     mask   ahead <= reach
     score  score + (gates[b, q_idx, ahead - 1] if ahead > 0 else 0)
@@ -22,11 +23,16 @@ attention hard(look: int tensor[B, Q]) {
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:
+    """An eighth of the gates is shut so tightly that its sigmoid is 0 in float32."""
     look = draw.integers(0, 6, size.batch, size.length)
-    return {**draw.qkv(size), "logits": draw.normal(size.batch, size.length, 8), "look": look}
+    logits = draw.normal(size.batch, size.length, 8)
+    closed = draw.integers(0, 8, size.batch, size.length, 8) == 0
+    return {**draw.qkv(size), "logits": logits.masked_fill(closed, -200.0), "look": look}
 
 
 def run(q: Tensor, k: Tensor, v: Tensor, logits: Tensor, look: Tensor) -> tuple[Tensor, Tensor]:
+    shaped("logits", logits, len(q), q.shape[2], logits.shape[-1])
+    shaped("look", look, len(q), q.shape[2])
     ad.require((look >= 0).all(), "`look` counts frames ahead, at least 0")
     soft = PROGRAM.soft(gates=logsigmoid(logits), reach=logits.shape[-1])
     return soft(q, k, v), PROGRAM.hard(look=look)(q, k, v)
@@ -56,5 +62,8 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"look": torch.full((2, 97), -1)},
+    refuses={
+        "look": [torch.full((2, 97), -1), torch.zeros(2, 98).int()],
+        "logits": [torch.zeros(2, 97, 0), torch.zeros(1, 97, 8)],
+    },
 )

@@ -5,6 +5,7 @@ from torch import Tensor
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.shapes import shaped
 
 attention = ad.attention(mask_mod=ad.masks.causal, name="attention_aware_smoe")
 
@@ -15,6 +16,7 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 
 def run(q: Tensor, k: Tensor, v: Tensor, routing: Tensor) -> tuple[Tensor, Tensor]:
     """The attention's output and the averaged scores: the scores travel as further columns of the values."""
+    shaped("routing", routing, len(k), k.shape[2], routing.shape[-1])
     columns = routing[:, None].expand(-1, q.shape[1], -1, -1)
     packed = attention(q, k, torch.cat([v, columns], -1))
     out, mixed = packed.split([v.shape[-1], routing.shape[-1]], -1)
@@ -38,4 +40,5 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
+    refuses={"routing": torch.zeros(2, 96, 16)},
 )

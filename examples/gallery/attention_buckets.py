@@ -17,7 +17,8 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 
 
 def run(q: Tensor, k: Tensor, v: Tensor, bases: tuple[float, ...]) -> Tensor:
-    ad.require(min(bases) > 1, "`bases` are the bases of the rotations of each copy, above 1")
+    ad.require(len(q) == 1, "`q` is one prompt, of which each base makes a copy")
+    ad.require(len(bases) > 0 and min(bases) > 1, "`bases` are the bases of the rotations of each copy, above 1")
     places = torch.arange(q.shape[2], device=q.device)
     q, k = (torch.cat([rotate(x, places, base) for base in bases]) for x in (q, k))
     return attention(q, k, v.expand(len(bases), -1, -1, -1))
@@ -43,7 +44,7 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"bases": (1e4, 0.0)},
+    refuses={"bases": [(1e4, 0.0), ()], "q": torch.zeros(2, 4, 97, 32)},
     trained=False,
     usual=Size(1, 8, 4096, 128),
 )

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.shapes import shaped
 
 FIRST = ad.aux.mass(lambda kv_idx: kv_idx == 0)
 PROGRAMS = ad.parse("""
@@ -26,7 +27,7 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 
 def run(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor) -> tuple[Tensor, ...]:
     """Each with the weight of the first key, which is what a sink takes."""
-    ad.require(len(key_bias) == q.shape[1], "`key_bias` is a key of each head")
+    shaped("key_bias", key_bias, q.shape[1], q.shape[-1])
     logits = torch.einsum("bhnd,hd->bhn", q, key_bias) / q.shape[-1] ** 0.5
     above = F.elu(q) + 1, F.elu(k) + 1
     calls = (
@@ -63,5 +64,5 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"key_bias": torch.zeros(3, 32)},
+    refuses={"key_bias": [torch.zeros(3, 32), torch.zeros(4, 31)]},
 )

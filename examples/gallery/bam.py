@@ -5,6 +5,7 @@ from torch import Tensor
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.shapes import shaped
 
 attention = ad.attention(mask_mod=ad.masks.causal, name="bam")
 EXPERTS = 3
@@ -17,7 +18,7 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 
 def run(q: Tensor, k: Tensor, v: Tensor, gates: Tensor) -> Tensor:
     """The experts' queries are groups of query heads over the keys and values they share."""
-    ad.require(gates.shape[-1] * k.shape[1] == q.shape[1], "`gates` has one column for each group of query heads")
+    shaped("gates", gates, len(q), q.shape[2], q.shape[1] // k.shape[1])
     out = attention(q, k, v, enable_gqa=True).unflatten(1, (k.shape[1], -1))
     return torch.einsum("bhend,bne->bhnd", out, gates.softmax(-1))
 
@@ -45,5 +46,5 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"gates": torch.zeros(2, 97, EXPERTS + 1)},
+    refuses={"gates": [torch.zeros(2, 97, EXPERTS + 1), torch.zeros(1, 97, EXPERTS)]},
 )

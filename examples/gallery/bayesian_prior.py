@@ -6,6 +6,7 @@ from torch import Tensor
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.shapes import shaped
 
 PROGRAM = ad.parse("""
 attention bayesian_prior(alpha: tensor[H], beta: tensor[H], mu: tensor[H], sharpness: tensor[H]) {
@@ -18,17 +19,24 @@ attention bayesian_prior(alpha: tensor[H], beta: tensor[H], mu: tensor[H], sharp
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:
+    """Every other head's prior has its peak on a token."""
+    on_token = torch.arange(size.heads) % 2 == 0
+    peak = draw.uniform(-3.5, -0.5, size.heads)
     return {
         **draw.qkv(size),
         "alpha": draw.uniform(0.05, 0.5, size.heads),
         "beta": draw.uniform(0.3, 1.2, size.heads),
-        "mu": draw.uniform(-3.5, -0.5, size.heads),
+        "mu": torch.where(on_token, peak.round(), peak),
         "sharpness": draw.uniform(0.2, 0.6, size.heads),
     }
 
 
 def run(q: Tensor, k: Tensor, v: Tensor, **of_heads: Tensor) -> Tensor:
+    for name, value in of_heads.items():
+        shaped(name, value, q.shape[1])
     ad.require((of_heads["alpha"] >= 0).all(), "`alpha` scales a penalty, at least 0")
+    ad.require((of_heads["beta"] > 0).all(), "`beta` is the shape of a generalized Gaussian, above 0")
+    ad.require((of_heads["sharpness"] >= 0).all(), "`sharpness` scales the logarithm of a length, at least 0")
     return PROGRAM.bayesian_prior(**of_heads)(q, k, v)
 
 
@@ -56,5 +64,10 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"alpha": torch.full((4,), -1.0)},
+    refuses={
+        "alpha": [torch.full((4,), -1.0), torch.ones(3)],
+        "beta": [torch.zeros(4), torch.ones(5)],
+        "mu": torch.zeros(5),
+        "sharpness": [torch.full((4,), -1.0), torch.ones(5)],
+    },
 )

@@ -5,6 +5,7 @@ from torch import Tensor
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.shapes import shaped
 
 PROGRAM = ad.parse("""
 attention bee_rag(document: int tensor[N], beta: tensor[B, D]) {
@@ -30,7 +31,11 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 def run(q: Tensor, k: Tensor, v: Tensor, document: Tensor, importance: Tensor, mean: float, deviation: float) -> Tensor:
     """Importances are brought to one mean and deviation, which grows with the length of the context."""
     ad.require(deviation >= 0, "`deviation` of importances is at least 0")
+    shaped("document", document, q.shape[2])
+    shaped("importance", importance, len(q), importance.shape[-1])
+    ad.require((document < importance.shape[-1]).all(), "`document` of a token is one with an importance, or below 0")
     spread, middle = torch.std_mean(importance, -1, correction=0, keepdim=True)
+    ad.require((spread > 0).all(), "`importance` of documents differs, or there is nothing to bring to a deviation")
     return PROGRAM.bee_rag(document=document, beta=mean + deviation * (importance - middle) / spread)(q, k, v)
 
 
@@ -60,6 +65,10 @@ ENTRY = Entry(
     formula=formula,
     source="the paper's equation 5 and its text, by which all tokens of a document share their value and documents are "
     "masked from one another",
-    refuses={"deviation": -1.0},
+    refuses={
+        "deviation": -1.0,
+        "document": [torch.full((97,), 5), torch.zeros(98).int()],
+        "importance": [torch.ones(2, 5), torch.ones(1, 5)],
+    },
     usual=Size(1, 8, 4096, 128),
 )

@@ -5,6 +5,7 @@ from torch import Tensor
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.shapes import shaped
 
 PROGRAM = """
 def trilinear(score, row, column) = score + row + column
@@ -42,6 +43,9 @@ def run(context: Tensor, question: Tensor, weight: Tensor, lengths: Tensor) -> T
 
     A row's maximum with its gradient: the score of the word that the weights of `best_word` pick out.
     """
+    shaped("weight", weight, 3, context.shape[-1])
+    shaped("lengths", lengths, len(question))
+    ad.require(((lengths >= 1) & (lengths <= question.shape[1])).all(), "`lengths` count words, at least 1 of each")
     given = {"of_context": context @ weight[0], "of_question": question @ weight[1], "lengths": lengths}
     q, k = (context * weight[2])[:, None], question[:, None]
     attended = every_word.bind(**given)(q, k, k, scale=1.0)[:, 0]
@@ -74,5 +78,9 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
+    refuses={
+        "lengths": [torch.zeros(2).int(), torch.full((2,), WORDS + 1), torch.ones(3).int()],
+        "weight": torch.zeros(2, 32),
+    },
     usual=Size(1, 1, 4096, 200),
 )

@@ -6,6 +6,7 @@ from torch.nn import functional
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.shapes import shaped
 
 HEIGHT, WIDTH = 3, 4
 """Of a region, in pixels."""
@@ -23,6 +24,8 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 
 def run(q: Tensor, k: Tensor, v: Tensor, local: Tensor, top_k: int) -> Tensor:
     """Pixels region by region make a region a block; which blocks meet is decided by means over all heads."""
+    ad.require(q.shape[2] % HEIGHT == 0 and q.shape[3] % WIDTH == 0, "`q` is a canvas of whole regions")
+    shaped("local", local, q.shape[1] * q.shape[-1], 1, 3, 3)
     regions = [_regions(x) for x in (q, k, v)]
     count = regions[0].shape[2] // (HEIGHT * WIDTH)
     ad.require(1 <= top_k <= count, "`top_k` counts regions, 1 to all of them")
@@ -82,6 +85,6 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"top_k": 0},
+    refuses={"top_k": [0, 10], "q": torch.zeros(2, 4, 10, 12, 32), "local": torch.zeros(127, 1, 3, 3)},
     usual=Size(1, 8, 3072, 32),
 )

@@ -74,5 +74,5 @@ ENTRY = Entry(
     formula=formula,
     source="`sqrt_fixed_full` of the authors' code in google-research/google-research, which pools what it is told to: "
     "maximum, mean or sum",
-    refuses={"block": 0},
+    refuses={"block": [0, 98]},
 )

@@ -6,6 +6,7 @@ from torch import Tensor
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.shapes import shaped
 
 ONE = torch.ones(1, dtype=torch.int64)
 attention = ad.attention(mask_mod=ad.masks.padding(lengths=ONE), name="conditioned_pooling")
@@ -31,6 +32,8 @@ def run(
     words: Tensor, lexicon: Tensor, target: Tensor, lengths: Tensor, asked: Tensor, condition: Tensor, mix: Tensor,
     gate: Tensor, scale: Tensor, shift: Tensor,
 ) -> tuple[Tensor, ...]:  # fmt: skip
+    shaped("lengths", lengths, len(words))
+    shaped("asked", asked, condition.shape[-1], words.shape[-1])
     ad.require(((lengths >= 1) & (lengths <= words.shape[1])).all(), "`lengths` count words, at least 1 of each text")
     pool = attention.bind(lengths=lengths)
     alike = asked[None, :, None].expand(words.shape[0], -1, -1, -1)
@@ -78,6 +81,9 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"lengths": torch.zeros(2, dtype=torch.int64)},
+    refuses={
+        "lengths": [torch.zeros(2).int(), torch.full((2,), 98), torch.ones(3).int()],
+        "asked": [torch.zeros(4, 31), torch.zeros(5, 32)],
+    },
     usual=Size(8, 4, 4096, 128),
 )

@@ -5,6 +5,7 @@ from torch import Tensor
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.shapes import shaped
 
 BLOCK = 16
 
@@ -20,6 +21,8 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 def run(q: Tensor, k: Tensor, v: Tensor, maps: Tensor, power: float, cut: float) -> Tensor:
     """Diagonals and columns of the map that are large on average go on through the whole of a long text."""
     ad.require(power > 0, "`power` is that of the Box-Cox transform, above 0")
+    shaped("maps", maps, q.shape[1], maps.shape[-1], maps.shape[-1])
+    ad.require((maps >= 0).all(), "`maps` are means of weights, at least 0")
     flat = (maps.double() ** power - 1) / power
     known, blocks = maps.shape[-1], -(-q.shape[2] // BLOCK)
     place = torch.arange(blocks, device=q.device)
@@ -62,7 +65,7 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"power": 0.0},
+    refuses={"power": 0.0, "maps": [torch.full((4, 4, 4), -1.0), torch.ones(4, 3, 4)]},
     trained=False,
     usual=Size(1, 32, 4096, 128),
 )

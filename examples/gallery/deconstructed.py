@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.shapes import shaped
 
 attention = ad.attention(mask_mod=ad.masks.causal, name="deconstructed")
 approximate = ad.attention(mask_mod=ad.masks.causal, normalizer=ad.normalizers.taylor(), name="deconstructed_taylor")
@@ -20,7 +21,8 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 
 def run(q: Tensor, k: Tensor, v: Tensor, fixed_q: Tensor, fixed_k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Approximate, non-approximate (each key scores itself), fixed (one table of weights for the whole batch)."""
-    ad.require(len(fixed_q) == 1 and len(fixed_k) == 1, "`fixed_q` and `fixed_k` are the same for all inputs")
+    shaped("fixed_q", fixed_q, 1, *q.shape[1:])
+    shaped("fixed_k", fixed_k, 1, *k.shape[1:])
     alone = attention(torch.ones_like(q), F.silu(q) * k, v)
     same = attention(fixed_q.expand_as(q), fixed_k.expand_as(k), v)
     return approximate(q, k, v), alone, same
@@ -50,5 +52,5 @@ ENTRY = Entry(
     run=run,
     formula=formula,
     source="the paper's equations 6, 7, 10 and 12",
-    refuses={"fixed_q": torch.zeros(2, 4, 97, 32)},
+    refuses={"fixed_q": torch.zeros(2, 4, 97, 32), "fixed_k": torch.zeros(1, 4, 96, 32)},
 )

@@ -61,7 +61,7 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"sink": -1, "window": 0, "gamma": 0, "last": -1},
+    refuses={"sink": -1, "window": 0, "gamma": 0, "last": [-1, 98]},
     trained=False,
     usual=Size(1, 8, 4096, 128),
 )

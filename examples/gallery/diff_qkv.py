@@ -43,6 +43,6 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"v": torch.zeros(2, 3, 97, 32)},
+    refuses={"v": torch.zeros(2, 3, 97, 32), "k": torch.zeros(2, 4, 97, 32)},
     usual=Size(1, 16, 4096, 128),
 )

@@ -6,6 +6,7 @@ from torch.nn import functional
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.shapes import shaped
 
 TEXT = """
 attention dma(importance: tensor[B, H, N], kept: bool tensor[B, H, N]) {
@@ -17,15 +18,20 @@ masked = ad.parse(TEXT).dma
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:
-    """`weight` (D,) and `gain` (Hkv,) make the importance; `keep` keys of each head are kept."""
+    """`weight` (Hkv, Hkv, D) and `gain` (Hkv,) make the importance; `keep` keys of each head are kept."""
     heads = size.heads // 2
-    weight, gain = draw.normal(size.head_dim) / size.head_dim**0.5, draw.uniform(0.5, 2, heads)
+    weight = draw.normal(heads, heads, size.head_dim) / (heads * size.head_dim) ** 0.5
+    gain = draw.uniform(-2, 2, heads)
     return {**draw.qkv(size, kv_heads=heads), "weight": weight, "gain": gain, "keep": size.length // 3}
 
 
 def run(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, gain: Tensor, keep: int) -> Tensor:
+    """A head's importance of a key is read from the values of all heads there."""
     ad.require(1 <= keep <= k.shape[2], "`keep` counts keys, 1 to all of them")
-    importance = gain[:, None] * functional.softplus(v @ weight)
+    shaped("weight", weight, v.shape[1], v.shape[1], v.shape[-1])
+    shaped("gain", gain, v.shape[1])
+    values = v.transpose(1, 2).flatten(2)
+    importance = gain[:, None] * functional.softplus(values @ weight.flatten(1).T).mT
     kept = torch.zeros_like(importance, dtype=torch.bool).scatter(-1, importance.topk(keep, -1).indices, True)
     importance, kept = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (importance, kept))
     return masked(importance=importance, kept=kept)(q, k, v, enable_gqa=True)
@@ -33,7 +39,7 @@ def run(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, gain: Tensor, keep: int
 
 def formula(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, gain: Tensor, keep: int) -> Tensor:
     """softmax(Q K^T / sqrt(d) + delta) V over the keys with the `keep` largest delta, delta = A softplus(W v)."""
-    delta = gain[:, None] * torch.log1p(torch.exp(v @ weight))
+    delta = gain[:, None] * torch.log1p(torch.exp(torch.einsum("bhnd,ghd->bgn", v, weight)))
     least = delta.detach().sort(-1, descending=True).values[..., keep - 1 : keep]
     group, length = q.shape[1] // k.shape[1], q.shape[2]
     k, v, delta, least = (x.repeat_interleave(group, 1) for x in (k, v, delta, least))
@@ -50,13 +56,15 @@ ENTRY = Entry(
     systems=("DMA (trainable dynamic mask)",),
     paper="Trainable Dynamic Mask Sparse Attention",
     year=2025,
-    conventions="Causal, grouped heads; keys are kept for the whole sequence, not for each prefix. The gradient of "
-    "kept importances is that of the bias, the choice itself has none.",
+    conventions="Causal, grouped heads. The importance is the logarithm of the paper's exp(A softplus(W v)). Keys are "
+    "kept for the whole sequence, not for each prefix. The gradient of kept importances is that of the bias; the "
+    "choice itself has none.",
     pitfall="The first queries may find no kept key before them: their output is 0, and so are their gradients.",
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"keep": 0},
-    source="the authors' repository",
+    refuses={"keep": [0, 98], "weight": torch.ones(2, 2, 31), "gain": torch.ones(3)},
+    source="SmallDoges/flash-dmattn: its model's bias, in which the values of all heads make each head's, and its "
+    "`topk_mask`",
     usual=Size(1, 16, 4096, 128),
 )

@@ -63,11 +63,12 @@ ENTRY = Entry(
     year=2025,
     conventions="Patches of 2 x 4 tokens of a frame (8 x 16 in the paper). The share is of a head's whole map, so rows "
     "keep different numbers of patches; text sees and is seen by all.",
-    pitfall="A row of the draft may keep no patch at all: without text its output would be 0.",
+    pitfall="The share is not one of each row: a row of the draft may keep no patch at all and sees the text alone; "
+    "without text its output would be 0.",
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"share": 0.0, "text": 9},
+    refuses={"share": [0.0, 1.5], "text": [0, 9, 6]},
     source="the authors' repository",
     trained=False,
     usual=Size(1, 8, 4096, 128),

@@ -5,6 +5,7 @@ from torch import Tensor
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.shapes import shaped
 
 attention = ad.attention(mask_mod=ad.masks.causal, name="dual_attention_transformer")
 RELATIONS, WIDTH = 4, 8
@@ -26,6 +27,9 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 def run(q: Tensor, k: Tensor, symbols: Tensor, relation_q: Tensor, relation_k: Tensor, weight: Tensor) -> Tensor:
     """Relations are products, so the attended keys of all relations, as value columns, say all that is needed."""
     relations, width = relation_k.shape[1], relation_k.shape[3]
+    shaped("relation_q", relation_q, len(q), relations, q.shape[2], width)
+    shaped("relation_k", relation_k, len(k), relations, k.shape[2], width)
+    shaped("weight", weight, q.shape[1], relations, symbols.shape[-1])
     columns = relation_k.transpose(1, 2).flatten(2)[:, None].expand(-1, q.shape[1], -1, -1)
     packed = attention(q, k, torch.cat([columns, symbols], -1))
     keys = packed[..., : relations * width].unflatten(-1, (relations, width))
@@ -52,6 +56,11 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
+    refuses={
+        "relation_q": torch.zeros(2, 3, 97, WIDTH),
+        "relation_k": torch.zeros(2, RELATIONS, 96, WIDTH),
+        "weight": torch.zeros(RELATIONS, 32),
+    },
     source="the authors' one-file implementation of `RelationalAttention`: relations belong to the layer, not to the "
     "head, and have projections apart from those of the attention",
 )

@@ -6,6 +6,7 @@ from torch import Tensor
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.shapes import shaped
 
 
 @ad.mask_mod
@@ -28,7 +29,9 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 
 
 def run(q: Tensor, k: Tensor, v: Tensor, shares: Tensor, sink: int, window: int) -> tuple[Tensor, Tensor]:
-    shares = shares.repeat_interleave(q.shape[1] // shares.shape[0])
+    shaped("shares", shares, k.shape[1])
+    ad.require(((shares >= 0) & (shares <= 1)).all(), "`shares` of full attention are 0 to 1, one for each key head")
+    shares = shares.repeat_interleave(q.shape[1] // k.shape[1])
     every = torch.ones_like(shares, dtype=torch.bool)
     roles = every, ~every, shares.detach() > 0.5
     heads = attention.bind(sink=sink, window=window)
@@ -59,6 +62,6 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"sink": -1, "window": 0},
+    refuses={"sink": -1, "window": 0, "shares": [torch.full((2,), 1.5), torch.ones(1), torch.ones(4)]},
     usual=Size(1, 8, 4096, 128),
 )

@@ -5,6 +5,7 @@ from torch import Tensor
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.shapes import shaped
 
 attention = ad.attention(name="efficient_probing")
 
@@ -23,6 +24,7 @@ def run(features: Tensor, queries: Tensor, weight: Tensor) -> Tensor:
     batch, count = features.shape[0], queries.shape[0]
     message = "`queries` must divide the width of the values: each has a slice of its own"
     ad.require(weight.shape[1] % count == 0, message)
+    shaped("queries", queries, count, features.shape[-1])
     values = (features @ weight).unflatten(-1, (count, -1)).transpose(1, 2)
     keys = features[:, None].expand(-1, count, -1, -1)
     return attention(queries[:, None].expand(batch, -1, -1, -1), keys, values)[:, :, 0].flatten(1)
@@ -46,6 +48,6 @@ ENTRY = Entry(
     run=run,
     formula=formula,
     source="`EfficientProbing` of the authors' billpsomas/efficient-probing, as several repositories carry it",
-    refuses={"queries": torch.zeros(3, 128)},
+    refuses={"queries": [torch.zeros(3, 128), torch.zeros(4, 127)]},
     usual=Size(1, 4, 4096, 64),
 )

@@ -5,6 +5,7 @@ from torch import Tensor
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.shapes import shaped
 
 attention = ad.attention(mask_mod=ad.masks.padding(lengths=torch.ones(1).int()), name="el_attention")
 
@@ -23,6 +24,7 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 
 def run(x: Tensor, hidden: Tensor, lengths: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor, w_o: Tensor) -> Tensor:
     """A head is as wide as the model."""
+    shaped("lengths", lengths, len(hidden))
     ad.require(((lengths >= 1) & (lengths <= hidden.shape[1])).all(), "`lengths` count hidden states, at least 1")
     q = torch.einsum("bnc,hcd,hed->bhne", x, w_q, w_k)
     cache, scale = hidden[:, None], w_k.shape[-1] ** -0.5
@@ -51,7 +53,7 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"lengths": torch.zeros(2, dtype=torch.int64)},
+    refuses={"lengths": [torch.zeros(2).int(), torch.full((2,), 98), torch.ones(3).int()]},
     trained=False,
     usual=Size(1, 4, 4096, 64),
 )

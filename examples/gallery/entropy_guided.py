@@ -6,6 +6,7 @@ from torch import Tensor
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.shapes import shaped
 
 PROGRAM = ad.parse("""
 attention entropy_guided(temperature: tensor[H, N]) {
@@ -16,13 +17,18 @@ attention entropy_guided(temperature: tensor[H, N]) {
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:
+    """The first head is so cold that weights underflow to 0 in float32."""
     shares = draw.uniform(0.2, 0.9, size.heads)
     temperature = draw.uniform(0.3, 2.0, size.heads, size.length)
+    temperature[0] /= 10
     return {**draw.qkv(size), "temperature": temperature, "share": shares, "margin": 0.2}
 
 
 def run(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, share: Tensor, margin: float) -> tuple[Tensor, Tensor]:
     """The penalty of a row is (H - c_h log n)^2 where it is further off than the margin."""
+    shaped("temperature", temperature, *q.shape[1:3])
+    shaped("share", share, q.shape[1])
+    ad.require((temperature > 0).all(), "`temperature` of a head and query is above 0")
     ad.require(margin >= 0, "`margin` is a share of the largest entropy, at least 0")
     out, aux = PROGRAM.entropy_guided(temperature=temperature)(q, k, v, return_aux=["entropy"])
     largest = torch.tensor(float(k.shape[2]), device=q.device).log()
@@ -57,5 +63,5 @@ ENTRY = Entry(
     formula=formula,
     source="the paper's algorithm 1; penalties of rows, not of a head's mean entropy, as the authors' "
     "`EntropyRegularization` has them",
-    refuses={"margin": -0.1},
+    refuses={"margin": -0.1, "temperature": [torch.zeros(4, 97), torch.ones(4, 98)], "share": torch.ones(3)},
 )

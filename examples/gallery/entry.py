@@ -77,8 +77,8 @@ class Entry:
 
     `inputs(size, draw)` makes named arguments: float tensors in float64, other tensors, plain numbers. `run(**inputs)`
     is the system through attndsl and `formula(**inputs)` the same from the paper's equations in plain torch; they
-    return a tensor or a tuple of tensors. `refuses` holds, for arguments with a domain, a value outside it. `trained`:
-    whether gradients matter, and are proven. `usual`: the size it is compiled and timed at.
+    return a tensor or a tuple of tensors. `refuses` holds, for arguments with a domain, a value outside it or a list of
+    them. `trained`: whether gradients matter, and are proven. `usual`: the size it is compiled and timed at.
     """
 
     systems: tuple[str, ...]

@@ -5,6 +5,7 @@ from torch import Tensor
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.shapes import shaped
 
 attention = ad.attention(name="fixed_multi_head")
 
@@ -21,6 +22,9 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 
 
 def run(x: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor, w_o: Tensor) -> Tensor:
+    for name, weight in {"w_k": w_k, "w_v": w_v}.items():
+        shaped(name, weight, *w_q.shape)
+    shaped("w_o", w_o, len(w_q), w_q.shape[-1], w_o.shape[-1])
     out = attention(*(torch.einsum("bnd,hdp->bhnp", x, weight) for weight in (w_q, w_k, w_v)))
     return torch.einsum("bhnp,hpd->bnd", out, w_o)
 
@@ -44,5 +48,6 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
+    refuses={"w_k": torch.zeros(3, 64, 32), "w_v": torch.zeros(4, 64, 16), "w_o": torch.zeros(4, 16, 64)},
     usual=Size(1, 8, 4096, 128),
 )

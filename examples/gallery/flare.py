@@ -5,6 +5,7 @@ from torch import Tensor
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.shapes import shaped
 
 attention = ad.attention(name="flare")
 
@@ -17,7 +18,7 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 
 def run(k: Tensor, v: Tensor, latents: Tensor) -> Tensor:
     """Latents are queries first and keys after."""
-    ad.require(latents.shape[0] == k.shape[1], "`latents` has a set for each head")
+    shaped("latents", latents, k.shape[1], latents.shape[1], k.shape[-1])
     asked = latents.expand(len(k), -1, -1, -1)
     return attention(k, asked, attention(asked, k, v, scale=1.0), scale=1.0)
 
@@ -37,6 +38,6 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"latents": torch.zeros(3, 8, 32)},
+    refuses={"latents": [torch.zeros(3, 8, 32), torch.zeros(4, 8, 16)]},
     usual=Size(1, 8, 4096, 16),
 )

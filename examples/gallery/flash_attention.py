@@ -5,6 +5,7 @@ from torch import Tensor
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.shapes import shaped
 
 BLOCK = 32
 
@@ -18,6 +19,8 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 
 def run(q: Tensor, k: Tensor, v: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     """Every block, and those whose bit is set."""
+    blocks = -(-q.shape[2] // BLOCK)
+    shaped("kept", kept, len(kept), q.shape[1], blocks, blocks)
     table = ad.BlockTable(kept, block=(BLOCK, BLOCK))
     return attention(q, k, v, enable_gqa=True), attention(q, k, v, enable_gqa=True, blocks=table)
 
@@ -48,6 +51,7 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
+    refuses={"kept": [torch.ones(1, 3, 4, 4).bool(), torch.ones(1, 4, 3, 4).bool()]},
     source="the authors' repository: causal masks align at the end where lengths differ, which an offset says here",
     usual=Size(1, 16, 4096, 128),
 )

@@ -5,6 +5,7 @@ from torch import Tensor
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.shapes import shaped
 
 PROGRAM = ad.parse("""
 attention flash_sigmoid(slopes: tensor[H]) {
@@ -20,6 +21,7 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 
 
 def run(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
+    shaped("slopes", slopes, q.shape[1])
     ad.require((slopes >= 0).all(), "`slopes` are penalties of a distance, at least 0")
     return PROGRAM.flash_sigmoid(slopes=slopes)(q, k, v)
 
@@ -45,5 +47,5 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"slopes": torch.full((4,), -1.0)},
+    refuses={"slopes": [torch.full((4,), -1.0), torch.ones(3), torch.ones(5)]},
 )

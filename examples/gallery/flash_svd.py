@@ -5,6 +5,7 @@ from torch import Tensor
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.shapes import shaped
 
 attention = ad.attention(name="flash_svd")
 
@@ -19,8 +20,10 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 
 
 def run(x: Tensor, heads: int, **factors: Tensor) -> Tensor:
-    """Keys and values stay in their rank: a head reads columns of a small product."""
+    """Two thin products make each of queries, keys and values; the product of two factors is never made."""
     ad.require(heads >= 1 and factors["q_out"].shape[1] % heads == 0, "`heads` divides the width of the projections")
+    for name in ("k_out", "v_out"):
+        shaped(name, factors[name], len(factors[name]), factors["q_out"].shape[1])
     q, k, v = (_heads(x @ factors[f"{name}_in"] @ factors[f"{name}_out"], heads) for name in "qkv")
     return attention(q, k, v)
 
@@ -51,6 +54,7 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"heads": 5},
+    refuses={"heads": [0, 5], "k_out": torch.zeros(10, 127), "v_out": torch.zeros(14, 64)},
+    trained=False,
     usual=Size(1, 12, 4096, 64),
 )

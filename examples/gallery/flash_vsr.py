@@ -23,6 +23,7 @@ def run(q: Tensor, k: Tensor, v: Tensor, reach: int, top_k: int) -> Tensor:
     """Boxes out of reach lose before the largest are taken."""
     ad.require(reach >= 0, "`reach` counts boxes to each side, at least 0")
     ad.require(top_k >= 1, "`top_k` counts boxes, at least 1")
+    ad.require(q.shape[2] % (ROWS * COLUMNS * TOKENS) == 0, "`q` holds whole slices of time")
     means = [x.unflatten(2, (-1, TOKENS)).mean(3) for x in (q, k)]
     t, y, x = torch.unravel_index(torch.arange(means[0].shape[2], device=q.device), (means[0].shape[2], ROWS, COLUMNS))
     near = (t[:, None] >= t) & ((y[:, None] - y).abs() <= reach) & ((x[:, None] - x).abs() <= reach)
@@ -65,6 +66,6 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"reach": -1, "top_k": 0},
+    refuses={"reach": -1, "top_k": 0, "q": torch.zeros(2, 4, 97, 32)},
     usual=Size(1, 12, 4096, 128),
 )

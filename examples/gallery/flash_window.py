@@ -5,6 +5,7 @@ from torch import Tensor
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.shapes import shaped
 
 SIDE = 7
 TEXT = """
@@ -30,6 +31,8 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 def run(q: Tensor, k: Tensor, v: Tensor, table: Tensor, shift: int) -> Tensor:
     """Windows are batches; a rolled canvas has windows of up to four regions that were not neighbours."""
     ad.require(0 <= shift < SIDE, f"`shift` counts places, 0 to {SIDE - 1}")
+    ad.require(q.shape[2] % SIDE == 0 and q.shape[3] % SIDE == 0, "`q` is a canvas of whole windows")
+    shaped("table", table, q.shape[1], 2 * SIDE - 1, 2 * SIDE - 1)
     rolled = (_windows(x.roll((-shift, -shift), (2, 3))) for x in (q, k, v))
     own = _windows(_regions(q, shift)[None, None, ..., None])[:, 0, :, 0].repeat(q.shape[0], 1)
     out = swin(table=table, regions=own)(*rolled)
@@ -80,7 +83,11 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"shift": 7},
+    refuses={
+        "shift": [-1, 7],
+        "q": torch.zeros(2, 4, 7, 15, 32),
+        "table": [torch.zeros(4, 13, 14), torch.zeros(5, 13, 13)],
+    },
     source="the released Swin Transformer",
     usual=Size(1, 4, 3136, 32),
 )

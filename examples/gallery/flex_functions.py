@@ -6,6 +6,7 @@ from torch.nn.attention.flex_attention import AuxRequest, create_block_mask
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.shapes import shaped
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:
@@ -17,6 +18,8 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 
 def run(q: Tensor, k: Tensor, v: Tensor, documents: Tensor, slopes: Tensor, cap: float) -> tuple[Tensor, Tensor]:
     ad.require(cap > 0, "`cap` bounds scores, above 0")
+    shaped("documents", documents, q.shape[2])
+    shaped("slopes", slopes, q.shape[1])
 
     def mask_mod(b, h, q_idx, kv_idx):
         return (q_idx >= kv_idx) & (documents[q_idx] == documents[kv_idx])
@@ -51,6 +54,6 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"cap": 0.0},
+    refuses={"cap": 0.0, "documents": torch.zeros(96).int(), "slopes": [torch.ones(3), torch.ones(5)]},
     source="torch's own documentation of the API",
 )

@@ -7,6 +7,7 @@ from torch import Tensor
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
 from examples.gallery.rotary import rotate
+from examples.gallery.shapes import shaped
 from examples.gallery.turned import turned
 
 attention = ad.attention(mask_mod=ad.masks.causal, name="focus_directions")
@@ -21,6 +22,8 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 
 def run(q: Tensor, k: Tensor, v: Tensor, q_direction: Tensor, k_direction: Tensor, strength: float) -> Tensor:
     ad.require(strength >= 0, "`strength` scales the directions, at least 0")
+    shaped("q_direction", q_direction, q.shape[1], q.shape[-1])
+    shaped("k_direction", k_direction, k.shape[1], k.shape[-1])
     places = torch.arange(q.shape[2], device=q.device)
     q, k = q + strength * q_direction[:, None], k + strength * k_direction[:, None]
     return attention(rotate(q, places), rotate(k, places), v, enable_gqa=True)
@@ -49,6 +52,6 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"strength": -1.0},
+    refuses={"strength": -1.0, "q_direction": torch.zeros(1, 32), "k_direction": torch.zeros(4, 32)},
     usual=Size(1, 8, 4096, 128),
 )

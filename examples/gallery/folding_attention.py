@@ -5,6 +5,7 @@ from torch import Tensor
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.shapes import shaped
 
 
 @ad.mask_mod
@@ -29,6 +30,8 @@ def run(frames: Tensor, weights: Tensor, fold: int, left: int, heads: int) -> Te
     """The folds of a frame are neighbours in the sequence, and time is the frame's."""
     narrow = fold >= 1 and frames.shape[-1] == fold * weights.shape[-1]
     ad.require(narrow, "`fold` tokens as wide as the projections do not make a frame")
+    ad.require(heads >= 1 and weights.shape[-1] % heads == 0, "`heads` divides the width of the projections")
+    shaped("weights", weights, 4, weights.shape[-1], weights.shape[-1])
     x = frames.unflatten(-1, (fold, -1)).flatten(1, 2)
     q, k, v = ((x @ weight).unflatten(-1, (heads, -1)).transpose(1, 2) for weight in weights[:3])
     out = attention.bind(fold=fold, left=left)(q, k, v).transpose(1, 2).flatten(2)
@@ -56,6 +59,6 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"fold": 3, "left": -1},
+    refuses={"fold": [0, 3], "left": -1, "heads": [0, 5], "weights": torch.zeros(3, 128, 128)},
     usual=Size(1, 4, 4096, 64),
 )

@@ -49,5 +49,5 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"times": 3, "places": 0},
+    refuses={"times": [0, 3], "places": [0, 3]},
 )

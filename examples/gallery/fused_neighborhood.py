@@ -25,6 +25,7 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 
 def run(q: Tensor, k: Tensor, v: Tensor, rows: int, columns: int) -> Tensor:
     height = q.shape[2] // WIDTH
+    ad.require(q.shape[2] % (2 * WIDTH) == 0, f"`q` is a canvas {WIDTH} pixels wide, with an even number of rows")
     ad.require(1 <= rows <= height, "`rows` counts places along y, 1 to the height of the canvas")
     ad.require(1 <= columns <= WIDTH // DILATION, "`columns` counts every second place along x, 1 to half the width")
     return attention_on(height).bind(window_y=rows, window_x=columns)(q, k, v)
@@ -59,7 +60,7 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"rows": 0, "columns": 5},
+    refuses={"rows": [0, 13], "columns": [0, 5], "q": torch.zeros(2, 4, 97, 32)},
     source="the authors' repository",
     usual=Size(1, 4, 4096, 32),
 )

@@ -6,6 +6,7 @@ from torch.nn import functional
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.shapes import shaped
 
 
 @ad.mask_mod
@@ -67,6 +68,10 @@ def run(
     """Along the columns it is the same attention of transposed tokens."""
     height = q.shape[2] // max(width, 1)
     ad.require(width >= 1 and height * width == q.shape[2], "`width` places to a row do not make up the tokens")
+    shaped("log_decay", log_decay, q.shape[1])
+    shaped("slopes", slopes, q.shape[1])
+    shaped("gate", gate, *v.shape)
+    ad.require((log_decay <= 0).all(), "`log_decay` is the logarithm of a decay, at most 0")
     how = {"log_decay": log_decay, "window": window, "shift": shift}
     q_turned, k_turned = _turned(q, width), _turned(k, width)
 
@@ -121,6 +126,13 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"width": 7, "window": 0, "shift": 7},
+    refuses={
+        "width": [0, 7],
+        "window": [0, 11],
+        "shift": [-1, 7],
+        "log_decay": [torch.ones(4), torch.zeros(5)],
+        "slopes": torch.zeros(5),
+        "gate": torch.zeros(4, 90, 32),
+    },
     usual=Size(1, 4, 4096, 32),
 )

@@ -5,6 +5,7 @@ from torch import Tensor
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.shapes import shaped
 
 
 @ad.mask_mod
@@ -34,6 +35,8 @@ def run(
 
     Moments are over the tokens and channels of one frame's row.
     """
+    shaped("x", x, *q.shape)
+    shaped("controls", controls, *x.shape[:2], controls.shape[2], x.shape[-1])
     whole = min(views, rows, columns) >= 1 and x.shape[2] % (views * rows * columns) == 0
     ad.require(whole, "`views`, `rows` and `columns` do not divide the tokens into frames")
     y = across_views.bind(views=views, rows=rows, columns=columns)(q, k, v)
@@ -78,5 +81,11 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"views": 0, "rows": 5, "columns": 0},
+    refuses={
+        "views": 0,
+        "rows": 5,
+        "columns": 0,
+        "x": torch.zeros(2, 4, 95, 32),
+        "controls": torch.zeros(1, 4, 9, 32),
+    },
 )

@@ -7,6 +7,7 @@ from torch import Tensor
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
 from examples.gallery.rotary import rotate
+from examples.gallery.shapes import shaped
 from examples.gallery.turned import turned
 
 
@@ -30,6 +31,8 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 
 def run(q: Tensor, k: Tensor, v: Tensor, source: int, read: Tensor, start: int) -> Tensor:
     ad.require(start >= 0, "`start` is the first position of the target, at least 0")
+    shaped("read", read, len(q), q.shape[2])
+    ad.require((read >= 0).all(), "`read` counts source tokens, at least 0")
     places = torch.arange(q.shape[2], device=q.device)
     places = torch.where(places < source, places, places - source + start)
     return attention.bind(source=source, read=read)(rotate(q, places), rotate(k, places), v)
@@ -59,5 +62,5 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"source": -1, "start": -1},
+    refuses={"source": [-1, 98], "start": -1, "read": [torch.full((2, 97), -1), torch.zeros(2, 98).int()]},
 )

@@ -6,6 +6,7 @@ from torch import Tensor
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.shapes import shaped
 
 PROGRAM = ad.parse("""
 attention soft_pag(strength: tensor[H]) {
@@ -21,6 +22,7 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 
 
 def run(q: Tensor, k: Tensor, v: Tensor, strength: Tensor) -> Tensor:
+    shaped("strength", strength, q.shape[1])
     ad.require(((strength >= 0) & (strength <= 1)).all(), "`strength` of each head is 0 to 1, 0 where it is left alone")
     return PROGRAM.soft_pag(strength=strength)(q, k, v)
 
@@ -41,6 +43,6 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"strength": torch.full((4,), 2.0)},
+    refuses={"strength": [torch.full((4,), 2.0), torch.full((4,), -1.0), torch.ones(5)]},
     trained=False,
 )

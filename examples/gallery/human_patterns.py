@@ -6,6 +6,7 @@ from torch import Tensor
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.shapes import shaped
 
 FREE, WORD, SENTENCE, BEFORE, AFTER = range(5)
 
@@ -30,6 +31,9 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 
 
 def run(q: Tensor, k: Tensor, v: Tensor, kind: Tensor, words: Tensor, sentences: Tensor) -> tuple[Tensor, Tensor]:
+    shaped("kind", kind, q.shape[1])
+    shaped("words", words, len(q), q.shape[2])
+    shaped("sentences", sentences, len(q), q.shape[2])
     ad.require(((kind >= FREE) & (kind <= AFTER)).all(), "`kind` is 0 for a free head and 1 to 4 for the patterns")
     patterns = attention(kind=kind, words=words, sentences=sentences)
     return patterns(q, k, v), patterns.bind(strength=0.0)(q, k, v)
@@ -59,5 +63,9 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"kind": torch.tensor([0, 1, 2, 5])},
+    refuses={
+        "kind": [torch.tensor([0, 1, 2, 5]), torch.zeros(5).int()],
+        "words": torch.zeros(2, 96).int(),
+        "sentences": torch.zeros(2, 98).int(),
+    },
 )

@@ -6,6 +6,7 @@ from torch import Tensor
 
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
+from examples.gallery.shapes import shaped
 
 NOWHERE = torch.zeros(1, 1, dtype=torch.int64)
 attention = ad.attention(mask_mod=ad.masks.between(first=NOWHERE, end=NOWHERE.clone()), name="latent_monotonic")
@@ -20,6 +21,8 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 
 def run(q: Tensor, k: Tensor, v: Tensor, position: Tensor, radius: int) -> tuple[Tensor, Tensor, Tensor]:
     ad.require(radius >= 0, "`radius` counts frames to either side, at least 0")
+    shaped("position", position, len(q), q.shape[2])
+    ad.require(((position >= 0) & (position < k.shape[2])).all(), "`position` of a label is a frame of the call")
     ad.require((position.diff(dim=1) >= 0).all(), "`position` of a label is not before that of the label before it")
     before = torch.cat((torch.full_like(position[:, :1], -1), position[:, :-1]), 1)
     bounds = (position, position + 1), (position - radius, position + radius + 1), (before + 1, position + 1)
@@ -51,6 +54,14 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"radius": -1, "position": torch.arange(32).flip(0).expand(2, 32)},
+    refuses={
+        "radius": -1,
+        "position": [
+            torch.arange(32).flip(0).expand(2, 32),
+            torch.full((2, 32), 97),
+            torch.full((2, 32), -1),
+            torch.zeros(2, 33).int(),
+        ],
+    },
     usual=Size(1, 1, 4096, 128),
 )

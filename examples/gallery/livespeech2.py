@@ -7,6 +7,7 @@ from torch import Tensor
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
 from examples.gallery.rotary import rotate
+from examples.gallery.shapes import shaped
 from examples.gallery.turned import turned
 
 NOWHERE = torch.zeros(1, 1, dtype=torch.int64)
@@ -21,6 +22,9 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 
 def run(q: Tensor, k: Tensor, v: Tensor, start: Tensor, window: int, q_from: int, k_from: int) -> Tensor:
     ad.require(window >= 1, "`window` counts text tokens, at least 1")
+    ad.require(q_from >= 0, "`q_from` is a position in the stream of frames, at least 0")
+    ad.require(k_from >= 0, "`k_from` is a position in the stream of text, at least 0")
+    shaped("start", start, len(q), q.shape[2])
     ad.require(((start >= 0) & (start < k.shape[2])).all(), "`start` is a text token of the call")
     q = rotate(q, q_from + torch.arange(q.shape[2], device=q.device))
     k = rotate(k, k_from + torch.arange(k.shape[2], device=k.device))
@@ -48,5 +52,10 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"window": 0, "start": torch.full((2, 97), -1)},
+    refuses={
+        "window": 0,
+        "start": [torch.full((2, 97), -1), torch.full((2, 97), 24), torch.zeros(2, 98).int()],
+        "q_from": -1,
+        "k_from": -1,
+    },
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,12 @@ from examples.gallery.recorded import recorded
 
 ENTRIES = entries()
 TRAINED = {name: entry for name, entry in ENTRIES.items() if entry.trained}
-REFUSALS = [(name, argument) for name, entry in ENTRIES.items() for argument in entry.refuses]
+REFUSALS = [
+    pytest.param(name, argument, value, id=f"{name}-{argument}{at or ''}")
+    for name, entry in ENTRIES.items()
+    for argument, outside in entry.refuses.items()
+    for at, value in enumerate(outside if isinstance(outside, list) else [outside])
+]
 INTERPRETED = ("cog_attention", "sparse_transformer", "wenet")
 """Through Triton's interpreter as well: one of each kind of mask, normalizer and gradient."""
 LINES = 15
@@ -55,11 +61,11 @@ def test_plans(entry: Entry) -> None:
         check_plan(call)
 
 
-@pytest.mark.parametrize("name, argument", REFUSALS)
-def test_refusals(name: str, argument: str) -> None:
+@pytest.mark.parametrize("name, argument, value", REFUSALS)
+def test_refusals(name: str, argument: str, value: Any) -> None:
     """A value outside the paper's domain is refused, by name."""
     entry = ENTRIES[name]
-    wrong = {**drawn(entry, SIZES[0]), argument: entry.refuses[argument]}
+    wrong = {**drawn(entry, SIZES[0]), argument: value}
     with pytest.raises(ad.DiagnosticError, match=re.escape(f"`{argument}`")):
         entry.run(**cast(wrong, torch.float32))
 
