@@ -32,6 +32,7 @@ __all__ = ["Env", "Result", "attend", "environment", "evaluate", "evaluate_all",
 class Result:
     """What a call returns. `lse` (natural log) is there for softmax and its kin, where `w = exp(x - lse)`.
 
+    `max_score` has no gradient, as kernels give it none: torch says so where one is asked of it alone.
     `sums` are the further row sums asked for, by name.
     """
 
@@ -95,7 +96,8 @@ def attend(
         v = torch.where(live.any(-2)[..., None], _shared(v, q, enable_gqa), 0)
         weights = _Rounded.apply(weighed.weights, q.dtype)  # type: ignore[no-untyped-call]
         out = torch.where(live.any(-1)[..., None], weights @ v.to(env.dtype), 0.0)
-        most = evaluate(build.row(Reduction.MAX, build.SCORE), _scored(env, weighed.scores, live))
+        with torch.no_grad():
+            most = evaluate(build.row(Reduction.MAX, build.SCORE), _scored(env, weighed.scores, live))
         found = _row_sums(sums, weighed)
     return Result(out.to(q.dtype), weighed.lse, most.squeeze(-1), found)
 

@@ -154,6 +154,17 @@ def test_statistics_by_name() -> None:
     assert attention(*tensors, return_aux=[])[1] == ad.Aux()
 
 
+@not_interpreted
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_maximum_is_a_constant_on_every_backend(backend: str) -> None:
+    q, k, v = (tensor.requires_grad_() for tensor in qkv())
+    out, aux = text(CAUSAL)(q, k, v, backend=backend, return_aux=True)
+    assert (out.requires_grad, aux.lse.requires_grad, aux.entropy.requires_grad) == (True, True, True)
+    assert not aux.max_score.requires_grad
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        aux.max_score.sum().backward()
+
+
 def test_everything_defined_is_returned_where_there_is_no_lse() -> None:
     _, aux = text("attention a {\n    normalizer  sigmoid(score)\n}")(*qkv(), return_aux=True, backend="reference")
     assert aux.lse is None

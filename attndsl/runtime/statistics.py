@@ -28,10 +28,11 @@ class Aux:
     """Statistics of the rows of a call; `None` where one was not asked for.
 
     All are `(B, Hq, Nq)`, float32 (float64 from a float64 reference); all but `max_score` are differentiable.
-    `lse`: natural log of the row's whole divisor, sinks included. `max_score`: the row's largest final score. Both are
-    -inf in a row without a live key (with a sink, `lse` is the sink). `entropy`: -sum of w log w over the final weights
-    w, 0 log 0 being 0; NaN in a row with a negative weight. `mass`: the sum of the final weights of the keys at which
-    the predicate of `ad.aux.mass` holds; a tuple, in order, where several were asked for.
+    `lse`: natural log of the row's whole divisor, sinks included. `max_score`: the row's largest final score, which
+    requires grad from no backend; to learn from a maximum take `lse`, the smooth one. Both are -inf in a row without a
+    live key (with a sink, `lse` is the sink). `entropy`: -sum of w log w over the final weights w, 0 log 0 being 0; NaN
+    in a row with a negative weight. `mass`: the sum of the final weights of the keys at which the predicate of
+    `ad.aux.mass` holds; a tuple, in order, where several were asked for.
     """
 
     lse: Tensor | None = None
