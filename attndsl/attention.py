@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -13,31 +13,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attndsl import programs
-from attndsl.codegen.plan import Specialisation, Target
-from attndsl.compiler import Compilation
-from attndsl.execution import Prepared, prepare
-from attndsl.explain import Explanation, Shape, explain
+from attndsl import inspection, programs
+from attndsl.calling import call
+from attndsl.codegen.plan import Target
+from attndsl.compiler import Compilation, with_values
+from attndsl.explain import Explanation
 from attndsl.frontend.bindings import Bindings
 from attndsl.frontend.tracing import trace
+from attndsl.inspection import compile_ahead, specialisation
+from attndsl.instance import Instance
 from attndsl.ir.printer import print_variant
-from attndsl.ir.variant import Param, ScalarParam, Variant
+from attndsl.ir.variant import Variant
 from attndsl.passes.pipeline import run_passes
-from attndsl.reference import Result, attend, weigh
-from attndsl.routing.given import table_of_call, table_of_plan
 from attndsl.routing.join import joins_of
-from attndsl.routing.table import BlockTable
-from attndsl.runtime.agreement import check_agreement, check_weights
-from attndsl.runtime.aot import check_target, compile_for
-from attndsl.runtime.arguments import Call, check_call, check_plan
 from attndsl.runtime.autograd import cast_by_autocast
-from attndsl.runtime.backends import DTYPES, TARGETS, Backend, backend_named, check_kernel_shape, chosen, target_named
+from attndsl.runtime.backends import TARGETS, Backend, backend_named, chosen, target_named
 from attndsl.runtime.facts import FactBook
-from attndsl.runtime.kinds import How, Values, kind_of, taken_apart
-from attndsl.runtime.launch import Rows
-from attndsl.runtime.planner import BlockPlan, plan_blocks
+from attndsl.runtime.kinds import How, Values
+from attndsl.runtime.planner import BlockPlan
 from attndsl.runtime.reports import CompileReport
-from attndsl.runtime.statistics import Aux, Sums, wanted_statistics, with_statistics
+from attndsl.runtime.statistics import Aux
 from attndsl.runtime.tuning_report import TuningReport
 
 __all__ = ["Attention", "Aux", "Explanation", "attention"]
@@ -70,8 +65,7 @@ class Attention:
         self._compilation = compilation
         self._bindings = bindings
         self._facts = FactBook() if facts is None else facts
-        self._fixed = bindings.resolve() if bindings.are_fixed else None
-        self._parts = None if self._fixed is None else taken_apart(self._fixed)
+        self._fixed = Instance.of(compilation, self._facts, bindings.resolve()) if bindings.are_fixed else None
 
     def __call__(
         self,
@@ -107,14 +101,8 @@ class Attention:
         # The reference says what a program means, autocasting or not.
         if torch._C._is_any_autocast_enabled() and backend != Backend.REFERENCE:
             q, k, v = cast_by_autocast(q, k, v)
-        values = self._values(q.device if isinstance(q, Tensor) else None)
         how = How(scale, enable_gqa, q_offset, blocks, return_aux, backend, check)
-        kind, prepared = self._prepared(q, k, v, values, how)
-        if prepared is not None:
-            call = Call(q, k, v, prepared.scale, q_offset, values)
-            if prepared.stands(call):
-                return prepared.result(call)
-        return self._attend(q, k, v, values, how, kind)
+        return call(self._instance(_device_of(q)), q, k, v, how)
 
     def reference(
         self,
@@ -167,16 +155,15 @@ class Attention:
         asked = backend_named(backend)
         if all(isinstance(tensor, Tensor) for tensor in (q, k, v)):
             q, k, v = cast_by_autocast(q, k, v)
-        call = self._checked(q, k, v, scale=scale, enable_gqa=enable_gqa, q_offset=q_offset)
+        where = {"scale": scale, "enable_gqa": enable_gqa, "q_offset": q_offset}
+        instance = self._instance(_device_of(q))
+        made = instance.checked(q, k, v, **where)
         if blocks is not None:
-            routed = self._routed(table_of_call(blocks, call, enable_gqa), call.values, q_offset)
-            how: dict[str, Any] = {"backward": backward, "candidates": candidates, "budget": budget}
-            return routed.tune(q, k, v, scale=scale, enable_gqa=enable_gqa, q_offset=q_offset, backend=backend, **how)
+            instance = instance.routed(blocks, made, enable_gqa=enable_gqa)
+            made = instance.checked(q, k, v, **where)
         from attndsl.tuner import tune  # which most processes never ask for
 
-        facts = self._facts.of(self._compilation.source, self._compilation.program, call)
-        target = TARGETS.get(chosen(asked, call))
-        report = tune(self._compilation, self._facts, facts, call, target, backward, candidates, budget)
+        report = tune(instance, made, TARGETS.get(chosen(asked, made)), backward, candidates, budget)
         self.invalidate()  # tables of tiles that were tried, and what was planned with others
         return report
 
@@ -207,27 +194,8 @@ class Attention:
         `exact` settles by evaluation the tiles that analysis leaves open. Where a grid keeps tokens in tiles, rows and
         columns are tokens as kernels keep them.
         """
-        kv_len = q_len if kv_len is None else kv_len
-        check_plan(q_len, kv_len, batch=batch, heads=heads, block=block, q_offset=q_offset)
-        values = self._values()
-        if blocks is not None:
-            routed = self._routed(table_of_plan(blocks, batch, heads, q_len, kv_len), values, q_offset)
-            return routed.plan(q_len, kv_len, batch=batch, heads=heads, block=block, q_offset=q_offset, exact=exact)
-        self._facts.check_mask(self._compilation.source, values, (batch, heads, q_len, kv_len), q_offset)
-        plan = plan_blocks(
-            self._compilation.program,
-            values,
-            q_len,
-            kv_len,
-            batch=batch,
-            heads=heads,
-            block=block,
-            q_offset=q_offset,
-            exact=exact,
-            known=self._facts.known(self._compilation.program, values),
-        )
-        order = self._compilation.source.order
-        return plan if order is None else replace(plan, reasons=(f"tokens are kept in {order}", *plan.reasons))
+        how: dict[str, Any] = {"batch": batch, "heads": heads, "block": block, "q_offset": q_offset}
+        return inspection.plan(self._instance(), q_len, kv_len, blocks=blocks, exact=exact, **how)
 
     def explain(
         self,
@@ -244,17 +212,8 @@ class Attention:
 
         Other arguments as for `plan`.
         """
-        kv_len = q_len if kv_len is None else kv_len
-        batch, heads, q_offset = where.get("batch", 1), where.get("heads", 1), where.get("q_offset", 0)
-        if blocks is not None:
-            routed = self._routed(table_of_plan(blocks, batch, heads, q_len, kv_len), self._values(), q_offset)
-            return routed.explain(q_len, kv_len, head_dim=head_dim, v_head_dim=v_head_dim, dtype=dtype, **where)
-        v_head_dim = head_dim if v_head_dim is None else v_head_dim
-        check_kernel_shape(dtype, head_dim, v_head_dim)
-        plan = self.plan(q_len, kv_len, **where)
-        sizes = (batch, heads, q_len, kv_len)
-        grants = self._facts.grants(self._compilation.program, self._values(), sizes, q_offset)
-        return explain(self._compilation, plan, Shape(batch, heads, head_dim, v_head_dim, dtype), grants)
+        shape: dict[str, Any] = {"head_dim": head_dim, "v_head_dim": v_head_dim, "dtype": dtype}
+        return inspection.explain(self._instance(), q_len, kv_len, blocks=blocks, **shape, **where)
 
     def source(
         self,
@@ -270,7 +229,8 @@ class Attention:
         The target is a language, `"triton"` or `"cpp"`, or the backend whose language it is, as `"cpu"`.
         Kernels of the backward compute gradients of captured tensors that require grad, or have no value yet.
         """
-        spec = self._specialisation(target_named(target), dtype, head_dim, v_head_dim)
+        how = target_named(target), dtype, head_dim, v_head_dim
+        spec = specialisation(self._compilation, self._bindings.resolve(), *how)
         return self._compilation.kernel(kernel, spec).text
 
     def kernels(self, target: str = "triton") -> tuple[str, ...]:
@@ -285,25 +245,8 @@ class Attention:
         self, target: str, *, dtype: torch.dtype, head_dim: int, v_head_dim: int | None = None
     ) -> CompileReport:
         """Compile ahead of time for `cuda:80`, `cuda:90`, `cuda:100`, `hip:gfx942`, no GPU at hand, or this `cpu`."""
-        check_target(target)
-        language = Target.CPP if target == "cpu" else Target.TRITON
-        spec = self._specialisation(language, dtype, head_dim, v_head_dim)
-        emitted = {name: self._compilation.kernel(name, spec) for name in self.kernels(language.value)}
-        return compile_for({name: kernel for name, kernel in emitted.items() if kernel.plan.yields}, target)
-
-    def _specialisation(
-        self, target: Target, dtype: torch.dtype, head_dim: int, v_head_dim: int | None
-    ) -> Specialisation:
-        """What kernels are for tensors of this dtype; whatever may be learnt is."""
-        v_head_dim = head_dim if v_head_dim is None else v_head_dim
-        check_kernel_shape(dtype, head_dim, v_head_dim, target)
-        return Specialisation(DTYPES[target][dtype], head_dim, v_head_dim, gradients=self._learnt(), target=target)
-
-    def _learnt(self) -> frozenset[str]:
-        """The captured float tensors that require grad, or have no value yet."""
-        values = self._bindings.resolve()
-        found = ((param, values.get(param.name)) for param in self._compilation.source.tensors if param.dtype.is_float)
-        return frozenset(param.name for param, value in found if not isinstance(value, Tensor) or value.requires_grad)
+        shape: dict[str, Any] = {"dtype": dtype, "head_dim": head_dim, "v_head_dim": v_head_dim}
+        return compile_ahead(self._compilation, self._bindings.resolve(), target, **shape)
 
     def export(
         self,
@@ -322,7 +265,8 @@ class Attention:
         # A compiler of another kind of text, which most processes never ask for.
         from attndsl import exporting
 
-        spec = replace(self._specialisation(Target.TRITON, dtype, head_dim, v_head_dim), gradients=frozenset())
+        spec = specialisation(self._compilation, {}, Target.TRITON, dtype, head_dim, v_head_dim)
+        spec = replace(spec, gradients=frozenset())
         return exporting.write(path, exporting.exported(self._compilation, self._with_values(), spec))
 
     @property
@@ -356,96 +300,22 @@ class Attention:
         """Pickles as text and values: the program that text parses to is the same one."""
         return _from_text, (print_variant(self._compilation.source), self._bindings)
 
+    def _instance(self, device: torch.device | None = None) -> Instance:
+        """The program over a value for every parameter, captured tensors as they are now."""
+        if self._fixed is not None:
+            return self._fixed
+        return Instance.of(self._compilation, self._facts, self._bindings.resolve(device))
+
     def _values(self, device: torch.device | None = None) -> Values:
-        """A value for every parameter, captured tensors as they are now."""
-        return self._bindings.resolve(device) if self._fixed is None else self._fixed
+        return self._instance(device).values
 
     def _with_values(self) -> Variant:
-        source = self._compilation.source
         bound = {name: value.value for name, value in self._bindings.captured.items()}
-        params = (_with_default(param, bound.get(param.name)) for param in source.params)
-        return replace(source, params=tuple(params))
+        return with_values(self._compilation.source, bound)
 
-    def _routed(self, table: BlockTable, values: Mapping[str, Any], q_offset: int | Tensor) -> Attention:
-        """The attention whose mask also asks a block table."""
-        joined = joins_of(self._compilation).of(table, q_offset)
-        return Attention(joined.compilation, joined.bindings(values, table, q_offset), joined.facts)
 
-    def _prepared(self, q: Any, k: Any, v: Any, values: Values, how: How) -> tuple[Hashable, Prepared | None]:
-        """The kind of a call, `None` where it has none, and what was prepared for its kind."""
-        if how.blocks is not None or how.check:
-            return None, None
-        tensors, numbers = taken_apart(values) if self._parts is None else self._parts
-        try:
-            kind = kind_of(q, k, v, how.q_offset, tensors), numbers, how.key
-            return kind, self._facts.prepared(kind)
-        except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
-            return None, None  # what has no kind is refused by the checks, which say why
-
-    def _attend(self, q: Any, k: Any, v: Any, values: Values, how: How, kind: Hashable) -> Any:
-        """A call that nothing was prepared for: checked, and prepared for those that are like it."""
-        source, wanted, asked = self._compilation.source, wanted_statistics(how.return_aux), backend_named(how.backend)
-        where = {"scale": how.scale, "enable_gqa": how.enable_gqa, "q_offset": how.q_offset}
-        call = check_call(source, values, q, k, v, **where)
-        if how.blocks is not None:
-            routed = self._routed(table_of_call(how.blocks, call, how.enable_gqa), values, how.q_offset)
-            return routed(q, k, v, **how._replace(blocks=None)._asdict())
-        sums = Sums() if wanted is None else wanted.sums(call)
-        target = TARGETS.get(chosen(asked, call))
-        facts = self._facts.of(source, self._compilation.program, call)
-        if how.check:
-            self._check_weights(call, how.enable_gqa)
-        if target is None:
-            return with_statistics(self._dense(call, how.enable_gqa, sums), wanted)
-        more = replace(call, values={**values, **sums.values})
-        prepared = prepare(self._compilation, self._facts, more, facts, target, sums.sums, wanted)
-        if kind is not None and prepared.is_lasting:
-            self._facts.keep(kind, prepared)
-        if not how.check:
-            return prepared.result(more)
-        rows = prepared.rows(more)
-        self._check(rows, self._dense(call, how.enable_gqa, sums), q.dtype)
-        return with_statistics(rows, wanted)
-
-    def _checked(self, q: Any, k: Any, v: Any, **how: Any) -> Call:
-        device = q.device if isinstance(q, Tensor) else None
-        return check_call(self._compilation.source, self._values(device), q, k, v, **how)
-
-    @staticmethod
-    def _check(found: Rows, expected: Result, dtype: torch.dtype) -> None:
-        """Raise when what a kernel left is not what the reference says."""
-        for what in ("out", "lse", "max_score"):
-            there, wanted = getattr(found, what), getattr(expected, what)
-            if wanted is not None:
-                check_agreement(what, there, wanted, dtype)
-
-    def _check_weights(self, call: Call, enable_gqa: bool) -> None:
-        """Raise when finite scores have weights that are not."""
-        source = self._compilation.source
-        with torch.no_grad():
-            weighed = weigh(
-                source,
-                call.values,
-                call.q,
-                call.k,
-                scale=call.scale,
-                enable_gqa=enable_gqa,
-                q_offset=call.q_offset,
-            )
-        check_weights(source, weighed.scores, weighed.weights, call.q_offset)
-
-    def _dense(self, call: Call, enable_gqa: bool, sums: Sums) -> Result:
-        return attend(
-            self._compilation.source,
-            {**call.values, **sums.values},
-            call.q,
-            call.k,
-            call.v,
-            scale=call.scale,
-            enable_gqa=enable_gqa,
-            q_offset=call.q_offset,
-            sums=sums.sums,
-        )
+def _device_of(q: Any) -> torch.device | None:
+    return q.device if isinstance(q, Tensor) else None  # what is no tensor is refused by the checks
 
 
 def _from_text(text: str, bindings: Bindings) -> Attention:
@@ -454,9 +324,3 @@ def _from_text(text: str, bindings: Bindings) -> Attention:
 
     (variant,) = parse(text, "<pickle>")
     return Attention(Compilation(variant), bindings)
-
-
-def _with_default(param: Param, value: int | float | Tensor | None) -> Param:
-    if isinstance(param, ScalarParam) and isinstance(value, int | float):
-        return replace(param, default=value)
-    return param

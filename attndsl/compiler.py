@@ -15,7 +15,7 @@ score, mask, normalizer and weight as typed expressions. From there:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
@@ -30,7 +30,7 @@ from attndsl.codegen.plan import Emitted, KernelPlan, Specialisation, Target
 from attndsl.ir.fingerprint import fingerprint
 from attndsl.ir.printer import print_variant
 from attndsl.ir.row_sums import RowSum
-from attndsl.ir.variant import ScalarParam, Variant
+from attndsl.ir.variant import Param, ScalarParam, Variant
 from attndsl.passes.pipeline import run_passes
 from attndsl.passes.transpose_mask import transpose_mask
 
@@ -92,6 +92,18 @@ def without_values(variant: Variant) -> Variant:
     """The variant with no scalar bound."""
     params = (replace(one, default=None) if isinstance(one, ScalarParam) else one for one in variant.params)
     return replace(variant, params=tuple(params))
+
+
+def with_values(variant: Variant, values: Mapping[str, object]) -> Variant:
+    """The variant with numbers among the values bound to its scalars."""
+
+    def bound(param: Param) -> Param:
+        value = values.get(param.name)
+        if isinstance(param, ScalarParam) and isinstance(value, int | float):
+            return replace(param, default=value)
+        return param
+
+    return replace(variant, params=tuple(map(bound, variant.params)))
 
 
 def emit_source(

@@ -7,6 +7,7 @@ from numbers import Integral, Real
 from os import PathLike
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from attndsl.attention import Attention
@@ -14,6 +15,7 @@ from attndsl.compiler import Compilation
 from attndsl.diagnostics import CallError, ProgramError, Reporter, fail
 from attndsl.frontend import parse as text
 from attndsl.frontend.bindings import Bindings, Bound, Leaf, kind_of
+from attndsl.instance import Instance
 from attndsl.ir.printer import print_variant
 from attndsl.ir.types import DType
 from attndsl.ir.variant import Param, ScalarParam, TensorParam, Variant
@@ -53,8 +55,8 @@ class Declaration(Attention):
         captured = {name: value for name, value in bound.items() if value is not None}
         return Attention(self._compilation, Bindings(captured, {}, tuple(known)), self._facts)
 
-    def _values(self, device: Any = None) -> dict[str, Any]:
-        return (self._with_defaults or self.bind())._values(device)
+    def _instance(self, device: torch.device | None = None) -> Instance:
+        return (self._with_defaults or self.bind())._instance(device)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Declaration:
         """Itself: it holds no values."""

@@ -1,6 +1,7 @@
 """Measuring tiles on the tensors of one call, and keeping the best for calls like it.
 
-In: a compilation, a call, what may be tried and for how long. Out: a `TuningReport`; `runtime.tuning` has the winners.
+In: an instance, a call of it, what may be tried and for how long. Out: a `TuningReport`; `runtime.tuning` has the
+winners.
 
 Every tile is tried in a whole step, forward and backward, in which its one kernel is timed: tables, captured values and
 sparsity are those of the call. Its results are held against the reference in float64 (`Judge`). A winner is measured
@@ -20,6 +21,7 @@ from torch import Tensor
 from attndsl.codegen.plan import Gather, Target
 from attndsl.compiler import Compilation
 from attndsl.diagnostics import CallError, VerifyError, fail
+from attndsl.instance import Instance
 from attndsl.judging import Judge
 from attndsl.probing import Met, Probe, ProbedKernels, ProbedNativeKernels, Unfit
 from attndsl.runtime.arguments import Call
@@ -42,9 +44,7 @@ NUMBERS = ("block_m", "block_n", "num_warps", "num_stages")
 
 
 def tune(
-    compilation: Compilation,
-    book: FactBook,
-    facts: Facts,
+    instance: Instance,
     call: Call,
     target: Target | None,
     backward: bool | None,
@@ -61,7 +61,8 @@ def tune(
     given = None if candidates is None else tuple(_numbers(tile, family) for tile in candidates)
     tensors = (call.q, call.k, call.v, *call.values.values())
     learns = any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors)
-    tuner = Tuner(compilation, book, facts, call, target, learns if backward is None else backward)
+    kernels = instance.compilation, instance.book, instance.facts(call)
+    tuner = Tuner(*kernels, call, target, learns if backward is None else backward)
     return tuner.tune(family, given, budget)
 
 

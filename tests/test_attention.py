@@ -19,7 +19,7 @@ from launches import INTERPRETING, on_kernels
 from torch import Tensor
 
 import attndsl as ad
-from attndsl import compiler
+from attndsl import calling, compiler
 from attndsl.attention import Attention
 from attndsl.codegen.plan import KernelPlan, Target
 from attndsl.diagnostics import CallError, DiagnosticError, UnsupportedError, VerifyError
@@ -537,7 +537,7 @@ def kernels_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def used(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("the kernel path evaluated the reference")
 
-    monkeypatch.setattr(sys.modules[Attention.__module__], "attend", used)
+    monkeypatch.setattr(calling, "attend", used)
     return
 
 

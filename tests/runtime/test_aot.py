@@ -19,6 +19,7 @@ from attndsl.attention import Attention
 from attndsl.codegen.plan import Target
 from attndsl.codegen.templates import triton_helpers
 from attndsl.diagnostics import UnsupportedError
+from attndsl.inspection import specialisation
 from attndsl.runtime.aot import TARGETS, compile_for
 from attndsl.runtime.reports import CompileReport, KernelReport
 
@@ -162,7 +163,7 @@ def test_every_helper_is_compiled() -> None:
     assert defined
     assert defined <= set(re.findall(r"^def (\w+)", text, re.MULTILINE))
     helpers = one(HELPERS)
-    spec = helpers._specialisation(Target.TRITON, torch.bfloat16, 16, None)
+    spec = specialisation(helpers._compilation, {}, Target.TRITON, torch.bfloat16, 16, None)
     assert compile_for({"forward": helpers._compilation.kernel("forward", spec)}, "cuda:90").kernels[0].registers > 0
 
 

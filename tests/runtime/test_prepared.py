@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +13,7 @@ from launches import inputs
 from torch import Tensor
 
 import attndsl as ad
+from attndsl import instance
 from attndsl.attention import Attention
 from attndsl.diagnostics import CallError
 from attndsl.runtime import facts
@@ -33,15 +33,14 @@ def one(text: str, **values: Any) -> Attention:
 @pytest.fixture
 def checked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shapes of q in the calls that were checked, in order."""
-    module = importlib.import_module("attndsl.attention")  # its name in the package is a function's
+    original = instance.check_call
     found: list[tuple[int, ...]] = []
-    original = module.check_call
 
     def counted(source: Any, values: Any, q: Any, *args: Any, **how: Any) -> Any:
         found.append(tuple(q.shape) if isinstance(q, Tensor) else ())
         return original(source, values, q, *args, **how)
 
-    monkeypatch.setattr(module, "check_call", counted)
+    monkeypatch.setattr(instance, "check_call", counted)
     return found
 
 
