@@ -144,12 +144,12 @@ def _map(indices: Tensor, counts: Tensor, rows: int, columns: int) -> Tensor:
 
 def _standing_of(bound: Bound, read: _Read, sizes: Sizes) -> Standing:
     _check_counts(read.lists, sizes)
-    if bound.compiled.variant.mask is build.TRUE:  # nothing to compare with: the lists are the mask
+    if bound.program.source.mask is build.TRUE:  # nothing to compare with: the lists are the mask
         return Standing.IMPLIED if bool(read.lists.listed.all()) else Standing.NARROWER
     values = [captured.value for captured in bound.bindings.captured.values()]
     watched = _Watched.of(value for value in values if isinstance(value, Tensor))
     numbers = tuple(value for value in values if not isinstance(value, Tensor))
-    key = (bound.compiled, numbers, sizes)
+    key = (bound.program, numbers, sizes)
     known = read.standings.get(key)
     if known is not None and known[0].are(watched):
         return known[1]
@@ -172,10 +172,10 @@ def _compared(bound: Bound, lists: Lists, sizes: Sizes) -> Standing:
     batch, heads, *_ = sizes
     tiles = batch * heads * lists.listed.shape[2] * lists.listed.shape[3]
     # A plan's tiles are of tokens as kernels keep them, which a block mask does not know.
-    if tiles > MAX_COMPARED or bound.compiled.variant.order is not None:
+    if tiles > MAX_COMPARED or bound.program.source.order is not None:
         return Standing.NARROWER if lists.full is None else Standing.WIDER
     standing = _by_plan(bound, lists, sizes, exact=False)
-    missing = _missing(bound.compiled.variant, lists, sizes)
+    missing = _missing(bound.program.source, lists, sizes)
     if standing is Standing.IMPLIED or not missing:
         return standing
     standing = _by_plan(bound, lists, sizes, exact=True)
@@ -211,7 +211,7 @@ def _one_for_all(missing: tuple[str, ...], sizes: Sizes) -> DiagnosticError:
 
 def _joined(bound: Bound, maps: dict[str, Tensor], block: tuple[int, int]) -> Bound:
     """The variant with `blocks[...] and (full_blocks[...] or mask)` for its mask."""
-    variant = bound.compiled.variant
+    variant = bound.program.source
     taken = {param.name for param in variant.params} | set(bound.bindings.captured)
     names = {what: fresh(what, taken) for what in maps}
     cells = {what: _cell(names[what], table, block) for what, table in maps.items()}
@@ -220,12 +220,12 @@ def _joined(bound: Bound, maps: dict[str, Tensor], block: tuple[int, int]) -> Bo
         mask = build.apply(Op.OR, cells["full_blocks"], mask)
     mask = cells["blocks"] if mask is build.TRUE else build.apply(Op.AND, cells["blocks"], mask)
     params = tuple(TensorParam(name, DType.BOOL, ("B", "H", "Tq", "Tk")) for name in names.values())
-    compiled = compile_once(replace(variant, params=(*variant.params, *params), mask=mask))
+    program = compile_once(replace(variant, params=(*variant.params, *params), mask=mask))
     captured = {names[what]: bindings.Bound(table, DType.BOOL, Leaf()) for what, table in maps.items()}
     more = Bindings(
         {**bound.bindings.captured, **captured}, bound.bindings.recipes, (*bound.bindings.params, *names.values())
     )
-    return Bound(compiled, more)
+    return Bound(program, more)
 
 
 def _cell(name: str, table: Tensor, block: tuple[int, int]) -> Expr:

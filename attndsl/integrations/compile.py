@@ -19,7 +19,8 @@ import torch
 from attndsl.attention import Attention
 from attndsl.frontend.bindings import Bindings, Bound, Recipe
 from attndsl.integrations.sources import Path, Source, sources, value_at
-from attndsl.integrations.traces import Compiled, Trace, trace_of
+from attndsl.integrations.traces import Trace, trace_of
+from attndsl.programs import Program
 
 Mod = Callable[..., Any] | None
 
@@ -32,7 +33,7 @@ class Found:
     the ways to all code, `constants` and `sized` those to what has to stay, and to tensors whose sizes have to.
     """
 
-    compiled: Compiled
+    program: Program
     captured: tuple[tuple[str, Bound, Path | None], ...]
     recipes: tuple[tuple[str, Recipe], ...]
     params: tuple[str, ...]
@@ -55,7 +56,7 @@ def find(score_mod: Mod, of_score: Any, mask_mod: Mod, of_mask: Any) -> str | No
     found = _found(_whole(score_mod, of_score), _whole(mask_mod, of_mask))
     if found is None:
         return None
-    key = f"{found.compiled.compilation.fingerprint} {next(_count)}"
+    key = f"{found.program.compilation.fingerprint} {next(_count)}"
     _known[key] = found
     while len(_known) > REMEMBERED:
         _known.popitem(last=False)
@@ -75,7 +76,7 @@ def _found(score_mod: Mod, mask_mod: Mod) -> Found | None:
     ways |= {name: tensors[id(now.tensors[at])] for name, at in trace.tensor_of.items()}
     bindings = trace.bindings
     return Found(
-        trace.compiled,
+        trace.program,
         tuple((name, bound, ways.get(name)) for name, bound in bindings.captured.items()),
         tuple(bindings.recipes.items()),
         bindings.params,
@@ -117,7 +118,7 @@ def attention_in_graph(score_mod: Any, mask_mod: Any) -> Attention | None:
     for name, bound, way in found.captured:
         captured[name] = bound if way is None else replace(bound, value=value_at(roots, way))
     bindings = Bindings(captured, dict(found.recipes), found.params)
-    return Attention(found.compiled.compilation, bindings, found.compiled.facts)
+    return Attention(found.program.compilation, bindings, found.program.facts)
 
 
 def _parts(mod: Any) -> tuple[Any, Any]:

@@ -21,10 +21,12 @@ from attndsl.compiler import Compilation
 from attndsl.frontend.bindings import Bindings
 from attndsl.frontend.decorators import Mod, as_mod
 from attndsl.frontend.signatures import Stage
-from attndsl.frontend.tracing import Program, trace
+from attndsl.frontend.tracing import Program as Traced
+from attndsl.frontend.tracing import trace
 from attndsl.integrations.likeness import Likeness, likeness
 from attndsl.ir.rewrite import postorder
 from attndsl.ir.variant import ScalarParam, Variant
+from attndsl.programs import Program
 from attndsl.runtime.facts import FactBook
 
 REMEMBERED = 1024
@@ -60,29 +62,16 @@ class Recent(OrderedDict[K, V], Generic[K, V]):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Compiled:
-    """A compiled variant, and what is known of its calls."""
-
-    compilation: Compilation
-    facts: FactBook
-
-    @property
-    def variant(self) -> Variant:
-        """The program, in its source form."""
-        return self.compilation.source
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Bound:
     """A compiled variant with the values of its parameters."""
 
-    compiled: Compiled
+    program: Program
     bindings: Bindings
 
     @property
     def attention(self) -> Attention:
         """As users hold it."""
-        return Attention(self.compiled.compilation, self.bindings, self.compiled.facts)
+        return Attention(self.program.compilation, self.bindings, self.program.facts)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,7 +79,7 @@ class Trace:
     """What functions of one form were traced to. Of a `Likeness`: the `numbers` it holds for and the sizes of the
     tensors it holds for, by position; by name, which number or tensor a captured value is."""
 
-    compiled: Compiled
+    program: Program
     bindings: Bindings
     numbers: Mapping[int, int | float]
     sizes: Mapping[int, Size]
@@ -114,11 +103,11 @@ class Trace:
             )
         for name, at in self.tensor_of.items():
             captured[name] = replace(captured[name], value=now.tensors[at])
-        return Bound(self.compiled, replace(self.bindings, captured=captured))
+        return Bound(self.program, replace(self.bindings, captured=captured))
 
 
 _traces: Recent[Hashable, list[Trace]] = Recent(REMEMBERED)
-_compiled: Recent[Hashable, Compiled] = Recent(REMEMBERED)
+_compiled: Recent[Hashable, Program] = Recent(REMEMBERED)
 
 
 def traced(
@@ -134,15 +123,13 @@ def traced(
             return found.bound(now)
     given = ((Stage.SCORE, score_mod), (Stage.MASK, mask_mod), (Stage.NORMALIZER, normalizer))
     mods = {stage: as_mod(stage, function, positional=True) for stage, function in given if function is not None}
-    program = trace(
-        score_mod=mods.get(Stage.SCORE), mask_mod=mods.get(Stage.MASK), normalizer=mods.get(Stage.NORMALIZER)
-    )
-    compiled = compile_once(program.variant)
-    made = _trace(program, compiled, now, tuple(mods.values()))
+    read = trace(score_mod=mods.get(Stage.SCORE), mask_mod=mods.get(Stage.MASK), normalizer=mods.get(Stage.NORMALIZER))
+    program = compile_once(read.variant)
+    made = _trace(read, program, now, tuple(mods.values()))
     if made is not None:
         known.insert(0, made)
         del known[TRACES:]
-    return Bound(compiled, program.bindings)
+    return Bound(program, read.bindings)
 
 
 def trace_of(
@@ -155,11 +142,11 @@ def trace_of(
     return next((found for found in known if found.fits(now)), None), now
 
 
-def compile_once(variant: Variant) -> Compiled:
+def compile_once(variant: Variant) -> Program:
     """The compilation of a variant; two that were written in different places have one each, for their errors' sake."""
     params = tuple(replace(one, default=None) if isinstance(one, ScalarParam) else one for one in variant.params)
     places = tuple(variant.origins.of(node) for node in postorder(*variant.roots))
-    return _compiled.use((replace(variant, params=params), places), lambda: Compiled(Compilation(variant), FactBook()))
+    return _compiled.use((replace(variant, params=params), places), lambda: Program(Compilation(variant), FactBook()))
 
 
 def forget() -> None:
@@ -168,15 +155,15 @@ def forget() -> None:
     _compiled.clear()
 
 
-def _trace(program: Program, compiled: Compiled, now: Likeness, mods: tuple[Mod, ...]) -> Trace | None:
+def _trace(read: Traced, program: Program, now: Likeness, mods: tuple[Mod, ...]) -> Trace | None:
     """What may be used again; nothing where a captured value is none that the functions were seen to close over."""
     places = list(now.numbers)
     met = {key: place for mod in mods for key, place in _parameters(mod, places)}
     number_of: dict[str, int] = {}
     tensor_of: dict[str, int] = {}
     tensors = {id(tensor): at for at, tensor in enumerate(now.tensors)}
-    for name, bound in program.bindings.captured.items():
-        place = met.get(program.keys[name], program.keys[name])
+    for name, bound in read.bindings.captured.items():
+        place = met.get(read.keys[name], read.keys[name])
         if isinstance(bound.value, Tensor) and id(bound.value) in tensors:
             tensor_of[name] = tensors[id(bound.value)]
         elif not isinstance(bound.value, Tensor) and place in now.numbers:
@@ -185,11 +172,11 @@ def _trace(program: Program, compiled: Compiled, now: Likeness, mods: tuple[Mod,
             return None
     # Numbers that are no parameters may have decided what was traced, and so may sizes that were read.
     decided = {at: value for at, value in enumerate(now.numbers.values()) if at not in number_of.values()}
-    sized = [at for name, at in tensor_of.items() if program.bindings.captured[name].leaf.reads_shape]
-    if program.bindings.recipes:
+    sized = [at for name, at in tensor_of.items() if read.bindings.captured[name].leaf.reads_shape]
+    if read.bindings.recipes:
         sized = list(tensor_of.values())
     sizes = {at: now.tensors[at].shape for at in sized}
-    return Trace(compiled, _without_tensors(program.bindings, tensor_of), decided, sizes, number_of, tensor_of)
+    return Trace(program, _without_tensors(read.bindings, tensor_of), decided, sizes, number_of, tensor_of)
 
 
 def _parameters(mod: Mod, places: list[Hashable]) -> Iterator[tuple[Hashable, Hashable]]:

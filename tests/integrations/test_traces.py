@@ -307,7 +307,7 @@ def test_a_thousand_variants_are_compiled_and_what_is_kept_is_bounded(monkeypatc
     kernels, compilations = set(), []
     for number in range(1000):
         mask = eval(f"lambda b, h, q, kv: (kv <= q) & (q + {number} > 2 * kv)")
-        compilation = traces.traced(None, mask).compiled.compilation
+        compilation = traces.traced(None, mask).program.compilation
         kernels.add(compilation.kernel("forward", spec).source.digest)
         compilations.append(weakref.ref(compilation))
         if number % 100 == 0:
