@@ -1,7 +1,8 @@
 """The pages of the gallery, as text: every entry, an index by capability, and what the rest of the catalog waits for.
 
 In: the entries, the catalog, and what `python -m benchmarks.gallery_compile` and `python -m benchmarks.gallery` wrote
-down. Out: Markdown and pictures by path. `python -m examples.gallery.pages` writes them; a test fails when they are stale.
+down. Out: Markdown and pictures by path. `python -m examples.gallery.pages` writes them; a test fails when they are
+stale.
 """
 
 from __future__ import annotations
