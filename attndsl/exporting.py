@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from attndsl.analysis.obligations import obligations
-from attndsl.codegen.export import Subject, export_text
+from attndsl.codegen.export.file import export_text
+from attndsl.codegen.export.subject import Subject
 from attndsl.codegen.plan import KernelPlan, Specialisation
 from attndsl.compiler import Compilation
 from attndsl.diagnostics import Reporter, UnsupportedError

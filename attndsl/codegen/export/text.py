@@ -1,6 +1,6 @@
 """Python text as a formatter leaves it: calls, collections and functions over captured values.
 
-In: parts. Out: lines or texts that fit a page, for `codegen.export`.
+In: parts. Out: lines or texts that fit a page, for `codegen.export.file`.
 """
 
 from __future__ import annotations
