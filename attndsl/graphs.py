@@ -21,7 +21,7 @@ from attndsl.diagnostics import CallError, Reporter, UnsupportedError, fail
 from attndsl.frontend.bindings import Bindings
 from attndsl.operations import MAX_SCORE, returned_rows
 from attndsl.operators import attend
-from attndsl.programs import counted_tensors, joined_text, names_of, text_of_masks
+from attndsl.programs import counted_tensors, joined_text, names_of, plans_by_floats, text_of_masks
 from attndsl.routing.join import layout_of
 from attndsl.routing.table import BlockTable
 from attndsl.runtime.arguments import Value
@@ -35,6 +35,7 @@ names_in_graph = torch.compiler.assume_constant_result(names_of)
 rows_in_graph = torch.compiler.assume_constant_result(returned_rows)
 masks_in_graph = torch.compiler.assume_constant_result(text_of_masks)
 counted_in_graph = torch.compiler.assume_constant_result(counted_tensors)
+planned_in_graph = torch.compiler.assume_constant_result(plans_by_floats)
 joined_in_graph = torch.compiler.assume_constant_result(joined_text)
 
 
@@ -123,6 +124,7 @@ def _attend(
     of_tensor = isinstance(q_offset, Tensor)
     offsets, offset = (q_offset, 0) if of_tensor else (None, q_offset)
     by_values = of_tensor or any(not tensor.is_floating_point() for tensor in tensors)
+    by_values = by_values or planned_in_graph(program)
     by_values = by_values or any(_learns(values[name]) for name in counted_in_graph(program))
     numbers = (offsets, offset, scale, enable_gqa)
     how = (program, predicates, entropy, backend)

@@ -4,9 +4,9 @@ In: tensors, numbers and the text of a program. Out: the output and the rows of 
 runs on, with gradients. Importing this module registers the operators, which loading an exported program needs.
 
 `attndsl::attend` and `attndsl::attend_backward` read no tensor's values on the host. Where values are read, to plan
-from captured ints or bools or a tensor of offsets, or to count where a gradient is added, a call goes to
-`attndsl::attend_by_values` and its backward, which are the same but for a tag: a CUDA graph would replay what was made
-of other values, and torch's compiler keeps them out of those.
+from captured ints or bools, from floats in a mask or a tensor of offsets, or to count where a gradient is added, a call
+goes to `attndsl::attend_by_values` and its backward, which are the same but for a tag: a CUDA graph would replay what
+was made of other values, and torch's compiler keeps them out of those.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from attndsl.analysis.bounds import floats_planned_by
 from attndsl.compiler import Compilation, in_graphs, without_values
 from attndsl.ir.nodes import Coord, Load
 from attndsl.ir.printer import print_variant
@@ -80,6 +81,11 @@ def counted_tensors(text: str) -> tuple[str, ...]:
     source = program_of(text).source
     floats = (param.name for param in source.tensors if param.dtype.is_float)
     return tuple(name for name in floats if not all(map(_is_plain, source.loads_of(name))))
+
+
+def plans_by_floats(text: str) -> bool:
+    """Whether the host looks at captured floats to find the tiles of a call."""
+    return bool(floats_planned_by(program_of(text).compilation.program.mask))
 
 
 def forget() -> None:

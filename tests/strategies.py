@@ -275,6 +275,27 @@ def _positions(scope: Scope) -> Expr:
     return scope.op(scope.pick(("==", "<=", "<", ">=", ">")), left, right)
 
 
+def _times(scope: Scope) -> Expr:
+    """Times of tokens, which go on by multiples of 1/64: how far apart two are, or before which one is."""
+    size = max(scope.shape.q_end, scope.shape.kv_len)
+    steps = scope.integers(0, scope.pick((16, 2, 64)), size)
+    times = (steps.cumsum(0, dtype=torch.int64) / 64).to(scope.pick((torch.float32, torch.float64)))
+    query = scope.load(times, build.Q)
+    key = scope.again(scope.params[-1].name, build.K)
+    if scope.between(0, 2) == 0:
+        return scope.op(scope.pick(("<=", ">")), key, query)
+    return scope.op("<", scope.op("-", query, key), scope.number(scope.pick((4.0, 0.5, 16.0))))
+
+
+def _learnt_gate(scope: Scope) -> Expr:
+    """Floats against a threshold."""
+    coords, sizes = scope.random_coords()
+    gate = scope.load(scope.reals(*sizes), *coords)
+    if scope.between(0, 2) > 0:
+        return scope.op(scope.pick((">", "<=")), gate, scope.number(scope.pick((0.5, -1.0, 1.5))))
+    return scope.op(">=", gate, scope.load(scope.reals(scope.shape.q_heads), build.H))
+
+
 def _chunks(scope: Scope) -> Expr:
     size = scope.number(scope.pick((16, 7, 33, 64)))
     symbol = scope.pick(("==", ">="))
@@ -356,6 +377,8 @@ _ATOMS = (
     _generic,
     _generic,
     _positions,
+    _times,
+    _learnt_gate,
 )
 
 

@@ -11,8 +11,9 @@ from enum import Enum
 from functools import lru_cache
 
 from attndsl.analysis.axes import axes_of
+from attndsl.analysis.reals import is_enclosed
 from attndsl.ir import build
-from attndsl.ir.nodes import Apply, Expr, postorder
+from attndsl.ir.nodes import Apply, Expr, Load, postorder
 from attndsl.ir.ops import Op
 from attndsl.ir.types import Axis
 
@@ -66,9 +67,33 @@ def choose_strategy(mask: Expr) -> Strategy:
     return Strategy.DENSE
 
 
+@lru_cache(maxsize=256)
 def is_decidable(term: Expr) -> bool:
-    """Whether ranges of integers can ever decide a term: nothing in it is computed with floats."""
-    return not any(node.dtype.is_float for node in postorder(term))
+    """Whether ranges can ever decide a term: something can be known of every float in it, without looking at as many
+    as there are pairs."""
+    return is_enclosed(term) and not any(_is_of_pairs(node) for node in postorder(term))
+
+
+def _is_of_pairs(node: Expr) -> bool:
+    """A float of a tensor that has one for each pair: to look at all of them costs what visiting every tile does."""
+    if not isinstance(node, Load) or not node.dtype.is_float:
+        return False
+    axes = [axes_of(index) for index in node.indices]
+    return any(Axis.Q in some for some in axes) and any(Axis.K in some and Axis.Q not in some for some in axes)
+
+
+@lru_cache(maxsize=256)
+def floats_looked_into(mask: Expr) -> tuple[str, ...]:
+    """The float tensors whose elements decide where a mask holds."""
+    made = (node for node in postorder(mask) if isinstance(node, Apply) and not node.dtype.is_float)
+    deciding = (node for node in made if any(arg.dtype.is_float for arg in node.args) and is_decidable(node))
+    loads = (load for node in deciding for load in postorder(node) if isinstance(load, Load) and load.dtype.is_float)
+    return tuple(dict.fromkeys(load.tensor for load in loads))
+
+
+def floats_planned_by(mask: Expr) -> tuple[str, ...]:
+    """Those of which a call makes a table."""
+    return floats_looked_into(mask) if choose_strategy(mask) is Strategy.TABLE else ()
 
 
 def conjuncts(mask: Expr) -> tuple[Expr, ...]:

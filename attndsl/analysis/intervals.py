@@ -2,7 +2,8 @@
 
 In: expressions, a `Box` (the ranges of the coordinates, one per tile), the scalars and tensor summaries of a call, and
 conjuncts to take as true. Out: an `Interval` or a `Truth` for every node. Sound always: a tile on which the mask cannot
-be true has no live pair, one on which it cannot be false has no dead pair.
+be true has no live pair, one on which it cannot be false has no dead pair. Floats are enclosed (`reals`) where integers
+or booleans are made of them.
 
 Nothing wraps: a first pass over the hull of all tiles in Python integers finds the largest number that occurs, and the
 tiles are done in int64 only where that leaves room. Intervals are narrowed by what is known of remainders
@@ -18,10 +19,13 @@ from typing import Any
 
 import numpy as np
 
+from attndsl.analysis import reals
 from attndsl.analysis import values as v
 from attndsl.analysis.assumptions import Fact, facts_of, literals
 from attndsl.analysis.congruences import MAX_MODULUS, Congruence, congruences_below, of_form
 from attndsl.analysis.forms import Form, forms_below
+from attndsl.analysis.real_summaries import RealSummary
+from attndsl.analysis.reals import REAL, Reals, is_enclosed
 from attndsl.analysis.summaries import Summary
 from attndsl.analysis.transfer import INTEGER, LOGIC
 from attndsl.analysis.values import Interval, Truth, Value
@@ -34,7 +38,6 @@ COMPARISONS = frozenset({Op.LT, Op.LE, Op.GT, Op.GE, Op.EQ, Op.NE})
 LINEAR = frozenset({Op.ADD, Op.SUB, Op.NEG, Op.BIT_NOT, Op.MUL, Op.SHL})
 ROOM = 2**61
 """int64 arithmetic is used only where no number exceeds this; the rest of the bits is slack for one more operation."""
-EXACT_IN_FLOAT32 = 2**24
 
 INT64, UNLIMITED = np.dtype(np.int64), np.dtype(object)
 
@@ -61,10 +64,12 @@ def whole(lo_hi: Mapping[Coordinate, tuple[int, int]]) -> Box:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What a call knows: scalars by name, and summaries of the integer and bool tensors by name."""
+    """What a call knows: scalars by name, and summaries by name of the integer and bool tensors, and of those float
+    tensors that are looked into."""
 
     scalars: Mapping[str, int | float] = field(default_factory=dict)
     summaries: Mapping[str, Summary] = field(default_factory=dict)
+    reals: Mapping[str, RealSummary] = field(default_factory=dict)
 
 
 def evaluate(roots: tuple[Expr, ...], box: Box, known: Known, assume: tuple[Expr, ...] = ()) -> dict[Expr, Value]:
@@ -147,6 +152,7 @@ class _Interpreter:
         self.facts: tuple[Fact, ...] = ()
         self._narrower: dict[Expr, Interval] = {}
         self._assumed: Mapping[Expr, bool] = {}
+        self._reals: dict[Expr, Reals] = {}
 
     def narrow(self, roots: tuple[Expr, ...], assume: tuple[Expr, ...]) -> None:
         """Restrict what follows to pairs on which the assumptions hold."""
@@ -157,6 +163,7 @@ class _Interpreter:
         self.facts, self._assumed = self.learnt.facts, self.learnt.settled
         # What was computed without the assumptions is done again; the terms of facts are needed whatever the roots are.
         self.values = dict(self._narrower)
+        self._reals.clear()
 
     def run(self, roots: tuple[Expr, ...]) -> None:
         """Interpret everything below the roots."""
@@ -257,8 +264,7 @@ class _Interpreter:
             differ = v.logical_xor(self._truth(left), self._truth(right))
             return differ if op is Op.NE else v.logical_not(differ)
         if left.dtype.is_float:
-            x, y = self._integral(left), self._integral(right)
-            return v.UNKNOWN if x is None or y is None else v.compare(op, v.sub(x, y))
+            return reals.compare(op, self._real(left), self._real(right))
         if op in (Op.EQ, Op.NE):
             found = self._same_remainder(left, right)
             if found is not None:
@@ -334,30 +340,48 @@ class _Interpreter:
             self._note(total)
         return total
 
-    def _integral(self, node: Expr) -> Interval | None:
-        """The value of a float that is an integer no float type rounds."""
+    def _real(self, root: Expr) -> Reals:
+        """A float, whose integers and booleans are known already."""
+        if not is_enclosed(root):
+            return reals.ANYTHING
+        for node in _below((root,)):
+            if node.dtype.is_float and node not in self._reals:
+                self._reals[node] = self._enclosed(node)
+        return self._reals[root]
+
+    def _enclosed(self, node: Expr) -> Reals:
         match node:
-            case Const(value=value) if float(value).is_integer() and abs(value) <= EXACT_IN_FLOAT32:
-                return v.constant(int(value), self.dtype)
+            case Const(value=value):
+                return reals.number(float(value))
+            case Scalar(name=name):
+                return reals.number(float(self.known.scalars[name])) if name in self.known.scalars else reals.ANYTHING
+            case Load(tensor=tensor, indices=indices):
+                found = self.known.reals.get(tensor)
+                return reals.ANYTHING if found is None else found.range(tuple(map(self._integer, indices)))
+            case Apply(op=Op.WHERE, args=(condition, yes, no)):
+                return reals.select(self._truth(condition), self._reals[yes], self._reals[no])
             case Apply(op=Op.TO_FLOAT, args=(operand,)) if operand.dtype.is_int:
-                inner = self._integer(operand)
-                fits = (inner.lo >= -EXACT_IN_FLOAT32) & (inner.hi <= EXACT_IN_FLOAT32)
-                return inner if fits.all() else None
-            case _:
-                return None
+                return reals.of_integers(self._integer(operand))
+            case Apply(op=Op.TO_FLOAT, args=(operand,)) if operand.dtype.is_bool:
+                return reals.of_truth(self._truth(operand))
+            case Apply(op=Op.TO_FLOAT, args=(operand,)):
+                return self._reals[operand]
+            case Apply(op=Op.MUL, args=(left, right)) if left is right:
+                return reals.square(self._reals[left])
+        assert isinstance(node, Apply), node
+        return REAL[node.op](*(self._reals[arg] for arg in node.args))
 
     def _to_int(self, operand: Expr) -> Interval:
         if operand.dtype.is_bool:
             return v.counted(self._truth(operand), self.dtype)
-        exact = self._integral(operand)
-        # The integer of a float beyond 2^60 is unspecified; within, any.
-        return v.top(self.dtype, bits=60) if exact is None else exact
+        return reals.to_integers(self._real(operand), self.dtype)
 
     def _is_nonzero(self, operand: Expr) -> Truth:
         if operand.dtype.is_bool:
             return self._truth(operand)
-        value = self._integer(operand) if operand.dtype.is_int else self._integral(operand)
-        return v.UNKNOWN if value is None else v.compare(Op.NE, value)
+        if operand.dtype.is_int:
+            return v.compare(Op.NE, self._integer(operand))
+        return reals.compare(Op.NE, self._real(operand), reals.number(0.0))
 
     def _integer(self, node: Expr) -> Interval:
         value = self.values[node]

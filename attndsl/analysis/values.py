@@ -53,7 +53,7 @@ class Truth:
 
 
 Value = Interval | Truth | None
-"""`None` is a float: nothing is known of it."""
+"""`None` is a float: what is known of it is found where something is made of it (`reals`)."""
 
 
 @lru_cache(maxsize=1024)

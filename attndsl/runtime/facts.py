@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from attndsl.analysis.bounds import Strategy
+from attndsl.analysis.bounds import Strategy, floats_looked_into, floats_planned_by
 from attndsl.analysis.intervals import Known
 from attndsl.analysis.obligations import Obligation, call_box, check_call
+from attndsl.analysis.real_summaries import RealSummary
 from attndsl.analysis.summaries import Summary, UnreadFlags
 from attndsl.analysis.tiling import Tiling
 from attndsl.diagnostics import CallError, fail
@@ -30,7 +31,7 @@ from attndsl.ir.variant import Origins, Variant
 from attndsl.runtime.arguments import Call
 from attndsl.runtime.checks import settle
 from attndsl.runtime.grants import Grants, grants_of
-from attndsl.runtime.known import known_values, layouts, summarize
+from attndsl.runtime.known import known_values, layouts, summarize, summarize_floats
 from attndsl.runtime.planner import offsets_of, plan_blocks
 from attndsl.runtime.requirements import check_requirements
 from attndsl.runtime.routed import routed_table, tables_in
@@ -38,6 +39,8 @@ from attndsl.runtime.tables import TABLES, Lists, TileTable
 from attndsl.runtime.versions import version_of
 
 REMEMBERED = 256
+
+S = TypeVar("S")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,7 @@ class FactBook:
 
     def of(self, source: Variant, program: Variant, call: Call) -> Facts:
         """The facts of a call; `source` decides what is an error, `program` (after the passes) what is fast."""
-        key = _key(source, call)
+        key = _key(source, program, call)
         facts = self._facts.get(key)
         if facts is None or not facts.stand(call):
             facts = self._learn(source, program, call)
@@ -117,7 +120,7 @@ class FactBook:
         """Refuse (batch, heads, q_len, kv_len) on which the mask provably has no meaning; scores are left alone."""
         mask = _mask_alone(source, source.origins)
         box = call_box(*sizes, _offset_range(q_offset))
-        refusals = check_call(mask, box, self.known(source, values), layouts(source, values)).refusals
+        refusals = check_call(mask, box, self._without_floats(source, values), layouts(source, values)).refusals
         if refusals:
             raise CallError(refusals)
 
@@ -130,7 +133,7 @@ class FactBook:
     ) -> Grants:
         """What a call of (batch, heads, q_len, kv_len) grants, at a positive scale."""
         box = call_box(*sizes, _offset_range(q_offset))
-        return grants_of(program, box, self.known(program, values), layouts(program, values), 1.0)
+        return grants_of(program, box, self._without_floats(program, values), layouts(program, values), 1.0)
 
     def table(
         self, program: Variant, call: Call, facts: Facts, block: tuple[int, int], lists: Lists = Lists.KEYS
@@ -150,7 +153,8 @@ class FactBook:
         table = call.values[names[0]]
         assert isinstance(table, Tensor)
         tiling = Tiling(call.batch, call.heads, call.q_len, call.kv_len, block, offset)
-        return routed_table(program.mask, table, tiling, self._unread(program, dict(call.values)), lists)
+        known = self._unread(program, dict(call.values), floats_looked_into(program.mask))
+        return routed_table(program.mask, table, tiling, known, lists)
 
     def _planned(self, program: Variant, call: Call, block: tuple[int, int], lists: Lists) -> TileTable | None:
         values = dict(call.values)
@@ -170,9 +174,13 @@ class FactBook:
 
     def known(self, variant: Variant, values: dict[str, int | float | Tensor]) -> Known:
         """What analysis may know of the values, summaries remembered by tensor version."""
-        return known_values(variant, values, self._summary)
+        return known_values(variant, values, self._summary, self._summary_of_floats)
 
-    def _unread(self, variant: Variant, values: dict[str, int | float | Tensor]) -> Known:
+    def _without_floats(self, variant: Variant, values: dict[str, int | float | Tensor]) -> Known:
+        """The same with no float tensor looked into: all they decide is which tiles are walked."""
+        return known_values(variant, values, self._summary, looked_into=())
+
+    def _unread(self, variant: Variant, values: dict[str, int | float | Tensor], looked_into: Collection[str]) -> Known:
         """The same with tables of blocks left where they are: all they decide is which tiles are walked."""
         names = tables_in(variant.mask)
         tables = [value for name in names if isinstance(value := values.get(name), Tensor)]
@@ -182,15 +190,22 @@ class FactBook:
                 return UnreadFlags(tuple(tensor.shape))
             return self._summary(tensor)
 
-        return known_values(variant, values, summary)
+        return known_values(variant, values, summary, self._summary_of_floats, looked_into)
 
     def _summary(self, tensor: Tensor) -> Summary:
+        return self._summarized(tensor, summarize)
+
+    def _summary_of_floats(self, tensor: Tensor) -> RealSummary:
+        return self._summarized(tensor, summarize_floats)
+
+    def _summarized(self, tensor: Tensor, summarized: Callable[[Tensor], S]) -> S:
+        """The summary of a tensor's values as they are."""
         version = version_of(tensor)
         found = self._summaries.get(tensor)
         if found is not None and version is not None and found[0] == version:
             return found[1]  # type: ignore[no-any-return]
         _check_not_captured(tensor)
-        summary = summarize(tensor)
+        summary = summarized(tensor)
         if version is not None:
             self._summaries[tensor] = (version, summary)
         return summary
@@ -200,7 +215,7 @@ class FactBook:
         if isinstance(call.q_offset, Tensor):
             _check_not_captured(call.q_offset)
         check_requirements(source, values, call.q_len, call.kv_len, call.q_offset)
-        known = self._unread(source, values)
+        known = self._unread(source, values, looked_into=())
         offsets = _offset_range(call.q_offset)
         box = call_box(call.batch, call.heads, call.q_len, call.kv_len, offsets)
         places = layouts(source, values)
@@ -222,7 +237,8 @@ class FactBook:
         if refusals:
             raise CallError(refusals)
         fast = grants_of(program, box, known, places, call.scale).fast
-        return Facts(fast, _watch(source, call, any(map(_reads_floats, verdict.undecided))))
+        floats = source.tensors if any(map(_reads_floats, verdict.undecided)) else ()
+        return Facts(fast, _watch(source, call, {*floats_planned_by(program.mask), *(param.name for param in floats)}))
 
 
 def _remember(known: OrderedDict[Hashable, Any], key: Hashable, value: Any) -> None:
@@ -251,7 +267,7 @@ def _reads_floats(obligation: Obligation) -> bool:
     return any(isinstance(node, Load) and node.dtype.is_float for node in nodes)
 
 
-def _watch(variant: Variant, call: Call, floats: bool) -> Watch | None:
+def _watch(variant: Variant, call: Call, floats: Collection[str]) -> Watch | None:
     """The tensors whose values facts are learnt from; `None` where one has no version to go by."""
     watched = _watched(variant, call, floats)
     versions = {name: version_of(tensor) for name, tensor in watched.items()}
@@ -260,19 +276,19 @@ def _watch(variant: Variant, call: Call, floats: bool) -> Watch | None:
     return Watch(tuple((name, weakref.ref(tensor), versions[name]) for name, tensor in watched.items()))
 
 
-def _watched(variant: Variant, call: Call, floats: bool) -> dict[str | None, Tensor]:
-    """Captured tensors, float ones only where `floats` says so, and the offset where it is one."""
-    captured = {param.name: call.values[param.name] for param in variant.tensors if floats or not param.dtype.is_float}
-    everything = [*captured.items(), (None, call.q_offset)]
+def _watched(variant: Variant, call: Call, floats: Collection[str]) -> dict[str | None, Tensor]:
+    """Captured tensors, of float ones those that are named, and the offset where it is one."""
+    names = (param.name for param in variant.tensors if not param.dtype.is_float or param.name in floats)
+    everything = [*((name, call.values[name]) for name in names), (None, call.q_offset)]
     return {name: value for name, value in everything if isinstance(value, Tensor)}
 
 
-def _key(variant: Variant, call: Call) -> Hashable:
+def _key(variant: Variant, program: Variant, call: Call) -> Hashable:
     """What facts depend on beside the values of tensors."""
     scalars = tuple(call.values[param.name] for param in variant.scalars)
     offset = None if isinstance(call.q_offset, Tensor) else call.q_offset
     shapes = tuple((layout.shape, layout.strides) for layout in layouts(variant, call.values).values())
-    which = tuple(map(id, _watched(variant, call, floats=False).values()))
+    which = tuple(map(id, _watched(variant, call, floats_planned_by(program.mask)).values()))
     return (call.batch, call.heads, call.q_len, call.kv_len, call.scale > 0, offset, scalars, shapes, which)
 
 

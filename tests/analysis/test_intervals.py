@@ -135,12 +135,25 @@ def test_comparisons_go_by_the_difference() -> None:
     assert truth(op(Op.LE, build.K, build.Q), q=(500, 600), k=(0, 501)) == {True, False}
 
 
-def test_a_float_is_known_only_where_it_is_an_integer_every_float_holds() -> None:
+def test_floats_are_known_where_integers_or_booleans_are_made_of_them() -> None:
     as_float = partial(op, Op.TO_FLOAT)
     assert truth(op(Op.LT, as_float(build.Q), build.real(1000.0))) == {True}
-    assert truth(op(Op.LT, as_float(build.Q), build.real(999.5))) == {True, False}
-    assert truth(op(Op.LE, as_float(op(Op.MUL, build.Q, number(2**20))), build.real(2.0**24))) == {True, False}
+    assert truth(op(Op.LT, as_float(build.Q), build.real(999.5))) == {True}
+    assert truth(op(Op.LT, as_float(build.Q), build.real(998.5))) == {True, False}
+    # 999 * 2^20 is a number of float32, one more is not.
+    large = op(Op.MUL, build.Q, number(2**20))
+    assert truth(op(Op.LE, as_float(large), build.real(999 * 2.0**20))) == {True}
+    assert truth(op(Op.LE, as_float(op(Op.ADD, large, number(1))), build.real(999 * 2.0**20))) == {True, False}
+    scaled = op(Op.MUL, as_float(distance), build.scalar("slope", DType.F32))
+    assert truth(op(Op.LE, scaled, build.real(499.5)), known=Known({"slope": 0.5})) == {True}
+    assert truth(op(Op.LE, scaled, build.real(499.5))) == {True, False}
+    assert bounds(op(Op.TO_INT, scaled), known=Known({"slope": 0.5})) == (-499, 499)
     assert bounds(op(Op.TO_INT, op(Op.LT, build.Q, number(0)))) == (0, 0)
+    near = op(Op.LT, op(Op.TO_FLOAT, distance), build.real(10.0))
+    either = op(Op.WHERE, near, build.real(1.0), build.real(2.0))
+    assert truth(op(Op.LT, either, build.real(2.0)), near) == {True}
+    assert truth(op(Op.TO_BOOL, either)) == {True}
+    assert truth(op(Op.LT, op(Op.EXP, as_float(build.Q)), build.real(-1.0))) == {True, False}
 
 
 def test_assumptions_narrow_every_form_they_are_part_of() -> None:

@@ -171,8 +171,8 @@ def test_named_masks_are_exact_without_looking(name: str, lengths: tuple[int, in
 
 @pytest.mark.parametrize("comparison", [Op.LE, Op.GE])
 def test_a_bound_known_only_as_a_range_is_neither_skipped_nor_full_too_far(comparison: Op) -> None:
-    half = op(Op.TO_INT, op(Op.MUL, op(Op.TO_FLOAT, build.Q), build.real(0.5)))
-    bound = op(Op.MIN, op(Op.MAX, half, number(40)), number(200))
+    some = op(Op.TO_INT, op(Op.MUL, op(Op.SIN, op(Op.TO_FLOAT, build.Q)), build.real(300.0)))
+    bound = op(Op.MIN, op(Op.MAX, some, number(40)), number(200))
     variant = program(op(comparison, build.K, bound))
     truth = counted(live_pairs(variant, {}, batch=1, heads=1, q_len=400, kv_len=300), (16, 16))
     plan = plan_blocks(variant, {}, 400, 300, block=(16, 16))
