@@ -362,6 +362,7 @@ def relative(table: Tensor) -> Callable[..., Any]:
 
 TABLE = torch.zeros(40)
 LEARNT = torch.zeros(40, requires_grad=True)
+TIMES = torch.arange(40) / 4
 
 
 @pytest.mark.parametrize("operator", [torch.ops.attndsl.attend, torch.ops.attndsl.attend_by_values])
@@ -405,6 +406,8 @@ def test_values_keep_an_operator_out_of_cuda_graphs() -> None:
             "attend_by_values",
         ),
         (ad.attention(mask_mod=window(size=9)), {"q_offset": torch.tensor([0, 1])}, "attend_by_values"),
+        (ad.attention(mask_mod=lambda q_idx, kv_idx: TIMES[q_idx] - TIMES[kv_idx] < 2.5), {}, "attend_by_values"),
+        (ad.attention(mask_mod=lambda q_idx, kv_idx: (TIMES[q_idx] > 2.5) & (kv_idx <= q_idx)), {}, "attend"),
     ],
 )
 def test_calls_that_read_values_take_the_operator_that_may(attend: Any, how: dict[str, Any], name: str) -> None:
