@@ -21,6 +21,7 @@ _MATH = (
 _HOME = {
     "attndsl.attention": ("Attention", "Aux", "attention"),
     "attndsl.diagnostics": ("Diagnostic", "DiagnosticError", "VerifyError"),
+    "attndsl.frontend.declared": ("BoolTensor", "IntTensor", "Tensor", "param"),
     "attndsl.frontend.decorators": ("mask_mod", "normalizer", "score_mod", "weight_mod"),
     "attndsl.frontend.grids": ("Grid", "grid", "require"),
     "attndsl.frontend.math": _MATH,

@@ -230,7 +230,7 @@ class Attention:
         Kernels of the backward compute gradients of captured tensors that require grad, or have no value yet.
         """
         how = target_named(target), dtype, head_dim, v_head_dim
-        spec = specialisation(self._compilation, self._bindings.resolve(), *how)
+        spec = specialisation(self._compilation, self._bindings.known(), *how)
         return self._compilation.kernel(kernel, spec).text
 
     def kernels(self, target: str = "triton") -> tuple[str, ...]:
@@ -246,7 +246,7 @@ class Attention:
     ) -> CompileReport:
         """Compile ahead of time for `cuda:80`, `cuda:90`, `cuda:100`, `hip:gfx942`, no GPU at hand, or this `cpu`."""
         shape: dict[str, Any] = {"dtype": dtype, "head_dim": head_dim, "v_head_dim": v_head_dim}
-        return compile_ahead(self._compilation, self._bindings.resolve(), target, **shape)
+        return compile_ahead(self._compilation, self._bindings.known(), target, **shape)
 
     def export(
         self,

@@ -15,9 +15,9 @@ from attndsl.compiler import Compilation
 from attndsl.diagnostics import CallError, ProgramError, Reporter, fail
 from attndsl.frontend import parse as text
 from attndsl.frontend.bindings import Bindings, Bound, Leaf, kind_of
+from attndsl.frontend.declared import described
 from attndsl.instance import Instance
 from attndsl.ir.printer import print_variant
-from attndsl.ir.types import DType
 from attndsl.ir.variant import Param, ScalarParam, TensorParam, Variant
 
 
@@ -136,11 +136,7 @@ def _fits(param: Param, value: Any) -> bool:
 
 
 def _wanted(param: Param) -> str:
-    if isinstance(param, ScalarParam):
-        return "an int" if param.dtype.is_int else "a float"
-    kind = {DType.F32: "a float", DType.I64: "an int", DType.BOOL: "a bool"}[param.dtype]
-    dims = f"[{', '.join(param.dims)}]" if param.dims else "without dimensions"
-    return f"{kind} tensor {dims}"
+    return described(param.dtype, param.dims if isinstance(param, TensorParam) else None)
 
 
 def _described(value: Any) -> str:

@@ -19,4 +19,5 @@ def mass(predicate: Callable[..., Any]) -> Mass:
     of the final weights where the predicate holds, differentiable; for several predicates a tuple in their order.
     """
     program = trace(mask_mod=predicate, name="mass")
+    program.bindings.check()
     return Mass(program.variant, program.bindings)

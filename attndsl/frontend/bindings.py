@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
 from attndsl.diagnostics import CallError, Reporter
+from attndsl.frontend.declared import Open
 from attndsl.ir.types import DType
 
 Value = int | float | torch.Tensor
@@ -37,9 +38,12 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A captured value; `made_inside` marks a table the variant itself makes, which follows the device of a call."""
+    """A captured value, or what it will be.
 
-    value: Value
+    `made_inside` marks a table the variant itself makes, which follows the device of a call.
+    """
+
+    value: Value | Open
     dtype: DType
     leaf: Leaf
     dotted: str | None = None
@@ -56,18 +60,40 @@ class Bindings:
 
     @property
     def are_fixed(self) -> bool:
-        """Whether `resolve` gives the same values every time: nothing is computed, nor moved to where it is needed."""
-        return not self.recipes and not any(bound.made_inside for bound in self.captured.values())
+        """Whether `resolve` gives the same values every time: all are there, none is computed, nor moved to where it
+        is needed."""
+        return not self.recipes and not any(
+            bound.made_inside or isinstance(bound.value, Open) for bound in self.captured.values()
+        )
 
     def resolve(self, device: torch.device | None = None) -> dict[str, Value]:
-        """A value for every parameter, in their order; recipes are replayed, so gradients reach captured tensors."""
-        values = {name: _placed(bound, device) for name, bound in self.captured.items()}
-        leaves = {bound.leaf: values[name] for name, bound in self.captured.items()}
+        """A value for every parameter, in their order; those without one are an error."""
+        self.check()
+        return self.known(device)
+
+    def known(self, device: torch.device | None = None) -> dict[str, Value]:
+        """The values of parameters that have one; recipes are replayed, so gradients reach captured tensors."""
+        values = {
+            name: _placed(bound.value, bound.made_inside, device)
+            for name, bound in self.captured.items()
+            if not isinstance(bound.value, Open)
+        }
+        leaves = {self.captured[name].leaf: value for name, value in values.items()}
         done: dict[int, Any] = {}
         return {
             name: replay(self.recipes[name], leaves, done) if name in self.recipes else values[name]
             for name in self.params
+            if name in self.recipes or name in values
         }
+
+    def check(self) -> None:
+        """That every parameter has a value."""
+        reporter = Reporter(CallError)
+        for name, bound in self.captured.items():
+            if isinstance(bound.value, Open):
+                message = f"`{name}` has no value"
+                reporter.error("missing-parameter", message, help=f"bind `{name}=...`, {bound.value}")
+        reporter.check()
 
     def bind(self, **values: Value) -> Bindings:
         """Other values for some captured values, by name or by `mod.name`."""
@@ -144,10 +170,8 @@ def kind_of(tensor: torch.Tensor) -> DType | None:
     return DType.I64 if tensor.dtype in integers else None
 
 
-def _placed(bound: Bound, device: torch.device | None) -> Value:
-    if bound.made_inside and device is not None and isinstance(bound.value, torch.Tensor):
-        return bound.value.to(device)
-    return bound.value
+def _placed(value: Value, made_inside: bool, device: torch.device | None) -> Value:
+    return value.to(device) if made_inside and device is not None and isinstance(value, torch.Tensor) else value
 
 
 def _is_real(kind: DType, value: Value) -> bool:
@@ -157,7 +181,7 @@ def _is_real(kind: DType, value: Value) -> bool:
 def _fits(name: str, bound: Bound, value: Any, reporter: Reporter) -> bool:
     """Whether a value may take the place of another; reports why not."""
     expected = _described(bound.value, bound.dtype)
-    if isinstance(bound.value, torch.Tensor):
+    if _is_tensor(bound.value):
         fits = isinstance(value, torch.Tensor) and (kind_of(value), value.ndim) == (bound.dtype, bound.value.ndim)
     else:
         fits = isinstance(value, int | float) and not isinstance(value, bool)
@@ -174,8 +198,15 @@ def _fits(name: str, bound: Bound, value: Any, reporter: Reporter) -> bool:
     return True
 
 
+def _is_tensor(value: Value | Open) -> TypeGuard[torch.Tensor | Open]:
+    """Whether values of a parameter are tensors."""
+    return value.dims is not None if isinstance(value, Open) else isinstance(value, torch.Tensor)
+
+
 def _described(value: Any, kind: DType | None) -> str:
     match value:
+        case Open():
+            return str(value)
         case torch.Tensor() if kind is not None:
             return f"a {kind.word} tensor with {value.ndim} dimension(s)"
         case torch.Tensor():

@@ -5,7 +5,7 @@ In: values as traced functions meet them. Out: the parameters of the variant and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
@@ -14,11 +14,13 @@ import torch
 
 from attndsl.diagnostics import ProgramError, fail
 from attndsl.frontend.bindings import Bindings, Bound, Leaf, Recipe, Value, kind_of, nested
+from attndsl.frontend.declared import Open
 from attndsl.frontend.names import distinct, fresh, identifier, part_of_name
 from attndsl.ir.nodes import Coord, Expr
 from attndsl.ir.types import Coordinate, DType
 from attndsl.ir.variant import Param, ScalarParam, TensorParam
 
+KINDS = {DType.BOOL: torch.bool, DType.I64: torch.int64, DType.F32: torch.float32}
 LETTERS = {Coordinate.B: "B", Coordinate.H: "H", Coordinate.Q_IDX: "Q", Coordinate.KV_IDX: "K"}
 
 
@@ -29,7 +31,7 @@ class Captured:
     key: Hashable
     name: str
     mod: str | None
-    value: Value
+    value: Value | Open
     dtype: DType
     label: str
     recipe: Recipe | None = None
@@ -44,9 +46,15 @@ class Captured:
 
     def param(self, name: str) -> Param:
         """The parameter of the variant it becomes."""
-        if isinstance(self.value, torch.Tensor):
-            return TensorParam(name, self.dtype, tuple(self._dim(number) for number in range(self.value.ndim)))
-        return ScalarParam(name, self.dtype, self.value)
+        match self.value:
+            case torch.Tensor():
+                return TensorParam(name, self.dtype, tuple(self._dim(number) for number in range(self.value.ndim)))
+            case Open(dims=None):
+                return ScalarParam(name, self.dtype)
+            case Open(dims=dims):
+                return TensorParam(name, self.dtype, dims or ())
+            case number:
+                return ScalarParam(name, self.dtype, number)
 
     def indexed_by(self, indices: Sequence[Expr]) -> None:
         """Learn what its dimensions stand for."""
@@ -82,9 +90,9 @@ class Captures:
         # Tensors are known by identity, so none may be freed while the trace runs.
         self._kept: list[torch.Tensor] = []
 
-    def scalar(self, key: Hashable, name: str, mod: str | None, value: float) -> Captured:
+    def scalar(self, key: Hashable, name: str, mod: str | None, value: float | Open) -> Captured:
         """A number that becomes a runtime scalar."""
-        dtype = DType.F32 if isinstance(value, float) else DType.I64
+        dtype = value.dtype if isinstance(value, Open) else DType.F32 if isinstance(value, float) else DType.I64
         return self._by_key.get(key) or self._add(key, name, mod, value, dtype)
 
     def stand_in(self, tensor: torch.Tensor, name: str, mod: str | None, key: Hashable) -> torch.Tensor:
@@ -94,6 +102,19 @@ class Captures:
             alias = tensor.detach()
         self._know(alias, captured)
         return alias
+
+    def stand_in_of_open(self, value: Open, name: str, mod: str | None, key: Hashable) -> torch.Tensor:
+        """A tensor without elements for one that has no value yet."""
+        captured = self._by_key.get(key) or self._add(key, name, mod, value, value.dtype)
+        with torch._C.DisableTorchFunction():
+            alias = torch.empty((0,) * value.ndim, dtype=KINDS[value.dtype], device="meta")
+        self._know(alias, captured)
+        return alias
+
+    def open_among(self, tensors: Iterable[torch.Tensor]) -> Captured | None:
+        """What the first tensor without a value is captured as."""
+        known = (self._by_tensor.get(id(tensor)) for tensor in tensors)
+        return next((one for one in known if one is not None and isinstance(one.value, Open)), None)
 
     def hint(self, tensor: torch.Tensor, name: str, mod: str | None) -> None:
         """What to call a tensor if the variant uses it."""
@@ -165,9 +186,9 @@ class Captures:
         return next(captured for captured in self._by_key.values() if captured.label == label)
 
     def scalar_keys(self) -> frozenset[Hashable]:
-        """The keys of all runtime scalars."""
+        """The keys of all runtime scalars that have a value."""
         found = self._by_key.items()
-        return frozenset(key for key, captured in found if not isinstance(captured.value, torch.Tensor))
+        return frozenset(key for key, captured in found if not isinstance(captured.value, torch.Tensor | Open))
 
     def finish(self, used: set[str]) -> Finished:
         """What the variant uses, under its final names."""
@@ -191,11 +212,11 @@ class Captures:
             {names[one]: one.key for one in everything if one.recipe is None},
         )
 
-    def _add(self, key: Hashable, name: str, mod: str | None, value: Value, dtype: DType) -> Captured:
+    def _add(self, key: Hashable, name: str, mod: str | None, value: Value | Open, dtype: DType) -> Captured:
         name, mod = identifier(name), part_of_name(mod) if mod is not None else None
         label = fresh(name, {captured.label for captured in self._by_key.values()})
         captured = Captured(key, name, mod, value, dtype, label)
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, torch.Tensor | Open):
             captured.letters = [set() for _ in range(value.ndim)]
         self._by_key[key] = captured
         return captured

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import torch
 
+from attndsl.frontend.declared import Named, Open
+
 LAMBDA = "<lambda>"
 
 
@@ -19,6 +21,7 @@ class Lifter(Protocol):
     """What becomes of captured values."""
 
     def number(self, value: float, name: str, mod: str | None, key: Hashable) -> Any: ...
+    def declared(self, value: Open | Named, name: str, mod: str | None, key: Hashable) -> Any: ...
     def tensor(self, value: torch.Tensor, name: str, mod: str | None) -> torch.Tensor: ...
     def hint(self, value: torch.Tensor, name: str, mod: str | None) -> None: ...
 
@@ -41,6 +44,8 @@ class Rebuilder:
     def _value(self, value: Any, name: str, mod: str | None, key: Hashable) -> Any:
         if type(value) in (int, float):
             return self._lifter.number(value, name, mod, key)
+        if isinstance(value, Open | Named):
+            return self._lifter.declared(value, name, mod, key)
         if isinstance(value, torch.Tensor):
             return self._lifter.tensor(value, name, mod)
         if type(value) in (tuple, list):

@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from attndsl.diagnostics import Diagnostic, ProgramError, Reporter, fail
+from attndsl.frontend.declared import FLOAT, Open, held
 from attndsl.frontend.signatures import (
     REQUIRED,
     Signature,
@@ -55,8 +56,9 @@ class Mod:
         return self.signature.order
 
     def parameters(self) -> dict[str, Any]:
-        """A value for each parameter; missing ones are an error."""
-        values = {**self.signature.defaults, **self.bound}
+        """A value for each parameter, or what it is declared as; what has neither is an error."""
+        declared = {name: one for name, one in self.signature.declared.items() if name in self.open_names()}
+        values = {**self.signature.defaults, **declared, **self.bound}
         missing = [name for name, value in values.items() if value is REQUIRED]
         if missing:
             listed = ", ".join(f"`{name}`" for name in missing)
@@ -64,7 +66,9 @@ class Mod:
             code = code_of(self.function)
             span = argument_span(code, missing[0]) if code is not None else None
             message = f"`{self.__name__}` has no value for {listed}"
-            raise fail(ProgramError, "missing-parameter", message, span, help=f"write `{self.__name__}({call})`")
+            later = f'`{missing[0]}: int`, `{missing[0]}: ad.Tensor["H"]`'
+            help_ = f"write `{self.__name__}({call})`, or declare in the function what is bound later: {later}"
+            raise fail(ProgramError, "missing-parameter", message, span, help=help_)
         return {name: self._real(name, value) for name, value in values.items()}
 
     def open_names(self) -> set[str]:
@@ -90,7 +94,12 @@ class Mod:
     def evaluate(self, values: Mapping[str, Any]) -> Any:
         """The function's result, where coordinates have these values by name."""
         self.check(values)
-        return invoke(self.function, self.signature, values, self.parameters())
+        parameters = {name: held(value) for name, value in self.parameters().items()}
+        missing = [f"`{name}`, {value}" for name, value in parameters.items() if isinstance(value, Open)]
+        if missing:
+            message = f"`{self.__name__}` has no value for {'; '.join(missing)}"
+            raise fail(ProgramError, "missing-parameter", message, help=self._usage())
+        return invoke(self.function, self.signature, values, parameters)
 
     def check(self, values: Mapping[str, Any]) -> None:
         """That every coordinate it needs is there."""
@@ -133,7 +142,7 @@ class Mod:
 
     def _real(self, name: str, value: Any) -> Any:
         """A parameter annotated as a float is one, whatever it was bound to."""
-        return float(value) if name in self.signature.floats and type(value) is int else value
+        return float(value) if self.signature.declared.get(name) == FLOAT and type(value) is int else value
 
     def _report_unknown(self, name: str, reporter: Reporter) -> None:
         known = list(self.signature.defaults)

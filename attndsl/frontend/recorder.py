@@ -19,6 +19,7 @@ from attndsl.frontend.branches import explain
 from attndsl.frontend.builder import INT64, Builder
 from attndsl.frontend.captures import Captured, Captures, tensors_in
 from attndsl.frontend.closures import Rebuilder
+from attndsl.frontend.declared import Named, Open
 from attndsl.frontend.decorators import CombinedMask, Mod, invoke
 from attndsl.frontend.dispatch import METADATA, PLACES, SIZES, is_in_place, name_of_function, without_place
 from attndsl.frontend.indexing import entries, is_full, is_static, static_part, waiting_part
@@ -64,7 +65,7 @@ class TraceRecorder:
         self._outermost = outermost
         self._constants = constants
         self._rebuilder = Rebuilder(self)
-        self._alive: list[Mod] = []
+        self._alive: list[Mod | Named] = []
         self._is_solved = False
 
     # Mods.
@@ -124,6 +125,8 @@ class TraceRecorder:
             return self.number(value if type(value) in (int, float) else value.item(), name, mod, key)
         if isinstance(value, torch.Tensor):
             return self.captures.stand_in(value, name, mod, key)
+        if isinstance(value, Open | Named):
+            return self.declared(value, name, mod, key)
         return self._rebuilder.callable(value, mod) if callable(value) and not isinstance(value, Mod | type) else value
 
     # What becomes of captured values (`closures.Lifter`).
@@ -135,6 +138,17 @@ class TraceRecorder:
             return value
         captured = self.captures.scalar(key, name, mod, value)
         return Symbol(self, build.scalar(captured.label, captured.dtype))
+
+    def declared(self, value: Open | Named, name: str, mod: str | None, key: Hashable) -> Any:
+        """A parameter without a value, or one that several mods share."""
+        if isinstance(value, Named):
+            self._alive.append(value)
+            return self._parameter(value.value, value.name, None, ("named", id(value)))
+        if value.dims is None:
+            captured = self.captures.scalar(key, name, mod, value)
+            return Symbol(self, build.scalar(captured.label, captured.dtype))
+        alias = self.captures.stand_in_of_open(value, name, mod, key)
+        return alias if value.dims else Symbol(self, self._load(self.captures.of(alias, self._find_name), []))
 
     def tensor(self, value: torch.Tensor, name: str, mod: str | None) -> torch.Tensor:
         """A captured tensor under the name of the variable that holds it."""
@@ -222,6 +236,8 @@ class TraceRecorder:
         """The sizes of the dimensions not indexed yet."""
         if not isinstance(symbol.held, Rows):
             return torch.Size(())
+        if isinstance(symbol.held.captured.value, Open):
+            self._stop_open("`.shape`", symbol.held.captured)
         self.captures.reads_shape(symbol.held.captured)
         value = symbol.held.captured.value
         with torch._C.DisableTorchFunction():
@@ -263,10 +279,11 @@ class TraceRecorder:
         """A torch function, called with a symbol or with tensors alone."""
         name = name_of_function(function)
         args, kwargs = without_place(args, kwargs)
-        if next(symbols_in((args, kwargs)), None) is None:
-            return self._on_tensors(name, function, args, kwargs)
-        if name == "__getitem__":
+        is_symbolic = next(symbols_in((args, kwargs)), None) is not None
+        if name == "__getitem__" and (is_symbolic or self.captures.open_among(args[:1]) is not None):
             return self.index(*args)
+        if not is_symbolic:
+            return self._on_tensors(name, function, args, kwargs)
         key = "Tensor.where" if function is torch.Tensor.where else name
         return self._on_symbols(key, f"torch.{name}", function, args, kwargs)
 
@@ -292,6 +309,10 @@ class TraceRecorder:
         captured = [tensor for tensor in tensors if not self.captures.made_inside(tensor)]
         if name in METADATA:
             return function(*args, **kwargs)
+        without_value = self.captures.open_among(captured)
+        if without_value is not None:
+            what = "an index from the end, or a slice," if name == "__getitem__" else f"`{name}`"
+            self._stop_open(what, without_value)
         if name in SIZES:
             for tensor in captured:
                 self.captures.reads_shape(self.captures.of(tensor, self._find_name))
@@ -365,6 +386,8 @@ class TraceRecorder:
         """The node of an operand; none for what means nothing here."""
         if isinstance(value, Symbol):
             return self.expression(value)
+        if isinstance(value, Named):
+            return self._operand(self.declared(value, value.name, None, None))
         if isinstance(value, bool | int | float):
             return self.builder.literal(value)
         if isinstance(value, torch.Tensor):
@@ -402,9 +425,12 @@ class TraceRecorder:
 
     def _fix(self, nodes: Sequence[Expr]) -> None:
         """Start again with constants, if these are made of nothing but runtime scalars."""
-        scalars = self._scalars(nodes)
-        if scalars:
-            raise NeedsValue(frozenset(self.captures.labelled(scalar.name).key for scalar in scalars))
+        found = [self.captures.labelled(scalar.name) for scalar in self._scalars(nodes) or ()]
+        for captured in found:
+            if isinstance(captured.value, Open):
+                self._stop_open("a trace in Python", captured)
+        if found:
+            raise NeedsValue(frozenset(captured.key for captured in found))
 
     def _scalars(self, nodes: Sequence[Expr]) -> list[Scalar] | None:
         """The runtime scalars nodes are made of; none if anything else is in them."""
@@ -444,6 +470,14 @@ class TraceRecorder:
     def _stop_in_place(self, title: str) -> NoReturn:
         message = f"`{title}` writes to a tensor; a variant only reads"
         self._stop("in-place", message, self._span(), help="use the form that returns a new value")
+
+    def _stop_open(self, what: str, captured: Captured) -> NoReturn:
+        message = f"{what} needs a value of `{captured.name}`, which has none yet"
+        is_number = isinstance(captured.value, Open) and captured.value.dims is None
+        help_ = f"give it one where the mod is used: `{captured.name}=...`"
+        if not is_number:
+            help_ = f"read elements, as in `torch.exp({captured.name}[h])`, or {help_}"
+        self._stop("open-parameter", message, self._span(), help=help_)
 
     def _stop_reading(self, name: str, tensor: torch.Tensor) -> NoReturn:
         captured = self.captures.of(tensor, self._find_name)

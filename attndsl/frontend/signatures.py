@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from types import CodeType
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from attndsl.diagnostics import DiagnosticError, ProgramError, fail
+from attndsl.frontend.declared import Open, declaration
 from attndsl.frontend.spans import argument_span, definition_span
 from attndsl.ir.types import Coordinate, Flow
 
@@ -58,11 +59,12 @@ class Stage(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """`arguments` are (name of the function's argument, what it stands for) in order; `defaults` the parameters."""
+    """`arguments` are (name of the function's argument, what it stands for) in order; `defaults` the parameters, and
+    `declared` what annotations say of these."""
 
     arguments: tuple[tuple[str, str], ...]
     defaults: Mapping[str, Any]
-    floats: frozenset[str] = frozenset()
+    declared: Mapping[str, Open] = field(default_factory=dict)
     by_keyword: bool = False
 
     @property
@@ -98,33 +100,33 @@ def code_of(function: Callable[..., Any]) -> CodeType | None:
 
 
 def _of_partial(stage: Stage, function: functools.partial[Any], positional: bool) -> Signature:
-    names, defaults, floats = _declared(function.func)
+    names, defaults, declared = _declared(function.func)
     names = names[len(function.args) :] if names is not None else None
     if names is not None:
         names = tuple(name for name in names if name not in function.keywords)
     defaults = {**defaults, **function.keywords}
-    signature = _recognised(stage, function, names, defaults, floats, positional)
+    signature = _recognised(stage, function, names, defaults, declared, positional)
     # A keyword bound before the last coordinate leaves those after it to be passed by keyword.
     by_keyword = names is not None and bool(function.keywords)
-    return Signature(signature.arguments, signature.defaults, signature.floats, by_keyword)
+    return Signature(signature.arguments, signature.defaults, signature.declared, by_keyword)
 
 
-def _declared(function: Callable[..., Any]) -> tuple[tuple[str, ...] | None, dict[str, Any], frozenset[str]]:
-    """Positional arguments (`None` for `*args`), parameters with their defaults, and those annotated as floats."""
+def _declared(function: Callable[..., Any]) -> tuple[tuple[str, ...] | None, dict[str, Any], dict[str, Open]]:
+    """Positional arguments (`None` for `*args`), parameters with their defaults, and what these are declared as."""
     if isinstance(function, functools.partial):
-        names, defaults, floats = _declared(function.func)
+        names, defaults, declared = _declared(function.func)
         left = None if names is None else names[len(function.args) :]
         left = None if left is None else tuple(name for name in left if name not in function.keywords)
-        return left, {**defaults, **function.keywords}, floats
+        return left, {**defaults, **function.keywords}, declared
     try:
         target = function.forward if isinstance(function, torch.nn.Module) else function
-        declared = inspect.signature(target).parameters.values()
+        arguments = inspect.signature(target).parameters.values()
     except (TypeError, ValueError):  # a builtin without a signature
-        return None, {}, frozenset()
+        return None, {}, {}
     names_: list[str] = []
     parameters: dict[str, Any] = {}
     starred = False
-    for parameter in declared:
+    for parameter in arguments:
         match parameter.kind:
             case inspect.Parameter.VAR_POSITIONAL:
                 starred = True
@@ -136,8 +138,9 @@ def _declared(function: Callable[..., Any]) -> tuple[tuple[str, ...] | None, dic
                 names_.append(parameter.name)
             case _:
                 parameters[parameter.name] = parameter.default
-    real = frozenset(one.name for one in declared if one.annotation in (float, "float"))
-    return (None if starred and not names_ else tuple(names_)), parameters, real
+    found = {one.name: declaration(one.annotation, target) for one in arguments if one.name in parameters}
+    declared = {name: one for name, one in found.items() if one is not None}
+    return (None if starred and not names_ else tuple(names_)), parameters, declared
 
 
 def _recognised(
@@ -145,17 +148,17 @@ def _recognised(
     function: Callable[..., Any],
     names: tuple[str, ...] | None,
     defaults: dict[str, Any],
-    floats: frozenset[str],
+    declared: Mapping[str, Open],
     positional: bool,
 ) -> Signature:
     flex = stage.flex_order
     if names is None and flex is not None:
-        return Signature(tuple(zip(flex, flex, strict=True)), defaults, floats)
+        return Signature(tuple(zip(flex, flex, strict=True)), defaults, declared)
     names = names or ()
     if not positional and all(name in stage.known for name in names):
-        return Signature(tuple(zip(names, names, strict=True)), defaults, floats)
+        return Signature(tuple(zip(names, names, strict=True)), defaults, declared)
     if flex is not None and len(names) == len(flex):
-        return Signature(tuple(zip(names, flex, strict=True)), defaults, floats)
+        return Signature(tuple(zip(names, flex, strict=True)), defaults, declared)
     raise _unknown(stage, function, names, positional)
 
 

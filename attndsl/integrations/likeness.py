@@ -154,7 +154,8 @@ class _Walk:
     def _mod(self, mod: Mod) -> Hashable:
         values = {**mod.signature.defaults, **mod.bound}
         parameters = ((name, self.value(value, (id(mod), name))) for name, value in values.items())
-        return mod.stage, mod.signature.arguments, mod.signature.floats, self.value(mod.function, None), *parameters
+        signature = mod.stage, mod.signature.arguments, tuple(mod.signature.declared.items())
+        return *signature, self.value(mod.function, None), *parameters
 
     def _function(self, function: FunctionType) -> Hashable:
         code = function.__code__

@@ -13,6 +13,7 @@ import torch
 
 from attndsl.diagnostics import CallError, DiagnosticError, fail
 from attndsl.frontend import math
+from attndsl.frontend.declared import Open, held
 from attndsl.frontend.decorators import Mod, normalizer
 from attndsl.frontend.grids import require
 from attndsl.frontend.normalizers import TOO_FEW_KEYS, TOO_SMALL_K
@@ -108,8 +109,9 @@ def prior(prior: torch.Tensor) -> Mod:
     `prior` is a tensor of shape (Nk,), (B, Nk) or (B, H, Nk) of numbers >= 0, which need not sum to 1 and may require
     grad; a key of prior 0 has weight 0.
     """
-    if not isinstance(prior, torch.Tensor) or not 1 <= prior.ndim <= len(PRIOR_SHAPES):
-        raise _misshapen("prior", "prior", prior, PRIOR_SHAPES)
+    given = held(prior)
+    if not isinstance(given, torch.Tensor | Open) or not 1 <= given.ndim <= len(PRIOR_SHAPES):
+        raise _misshapen("prior", "prior", given, PRIOR_SHAPES)
     return _prior.bind(prior=prior)
 
 
@@ -140,9 +142,10 @@ def topk(k: int) -> Mod:
 
 def _of_row(mod: str, name: str, value: Any) -> Any:
     """A parameter that is one value to a row."""
-    if isinstance(value, torch.Tensor):
-        if value.ndim >= len(SHAPES):
-            raise _misshapen(mod, name, value, SHAPES)
+    given = held(value)
+    if isinstance(given, torch.Tensor | Open):
+        if given.ndim >= len(SHAPES):
+            raise _misshapen(mod, name, given, SHAPES)
         return value
     return float(value) if isinstance(value, int) else value
 
@@ -150,6 +153,7 @@ def _of_row(mod: str, name: str, value: Any) -> Any:
 def _misshapen(mod: str, name: str, value: Any, shapes: tuple[str, ...]) -> DiagnosticError:
     is_tensor = isinstance(value, torch.Tensor)
     got = f"has shape {tuple(value.shape)}" if is_tensor else f"is of type {type(value).__name__}"
+    got = f"is {value}" if isinstance(value, Open) else got
     code = "sink-shape" if name == "sink" else "parameter-shape"
     return fail(CallError, code, f"a {name} of {mod} {got}", None, f"allowed are {', '.join(shapes)}")
 

@@ -243,6 +243,10 @@ def test_without_source_the_instruction_tells() -> None:
 # Before a trace begins.
 
 
+def by_size(q_idx, kv_idx, *, size: int):
+    return kv_idx <= q_idx if size > 3 else kv_idx < q_idx
+
+
 CALLS = {
     "unknown-argument": lambda: trace(mask_mod=lambda q_idx, kv_idx, window: q_idx - kv_idx < window),
     "unknown-score-argument": lambda: trace(score_mod=lambda s, b, h, q: s),
@@ -250,6 +254,15 @@ CALLS = {
     "positional-count": lambda: trace(mask_mod=lambda q_idx, kv_idx: q_idx < kv_idx, positional=True),
     "score-argument-in-mask": lambda: trace(mask_mod=lambda score, q_idx: q_idx > 3),
     "missing-parameter": lambda: trace(mask_mod=ad.mask_mod(parameter)),
+    "open-control-flow": lambda: trace(mask_mod=by_size),
+    "open-operation": lambda: trace(score_mod=lambda score, h, *, t=ad.Tensor["H"]: score + torch.exp(t)[h]),
+    "open-size": lambda: trace(score_mod=lambda score, h, *, t=ad.Tensor["H"]: score + t[h % t.shape[0]]),
+    "open-row-size": lambda: trace(score_mod=lambda score, h, *, t=ad.Tensor["H, 2"]: score + t[h][len(t[h].shape)]),
+    "open-from-the-end": lambda: trace(score_mod=lambda score, *, t=ad.Tensor["H"]: score + t[-1]),
+    "open-evaluated": lambda: ad.masks.sliding_window(3, 4),
+    "dimension-name": lambda: ad.Tensor["B, H!"],
+    "parameter-name": lambda: ad.param("the window", 3),
+    "parameter-kind": lambda: ad.param("window", "int"),
     "unknown-parameter": lambda: ad.mask_mod(parameter)(windw=3),
     "duplicate-parameter": lambda: ad.mask_mod(parameter)(window=3)(window=4),
     "list-parameter": lambda: ad.mask_mod(parameter)(window=[1, 2]),
