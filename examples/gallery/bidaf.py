@@ -23,8 +23,7 @@ attention bidaf_best(of_context: tensor[B, T], of_question: tensor[B, J], length
 }
 """
 programs = ad.parse(PROGRAM)
-unbound = {"of_context": torch.zeros(1, 1), "of_question": torch.zeros(1, 1), "lengths": torch.ones(1).int()}
-every_word, best_word = programs.bidaf(**unbound), programs.bidaf_best(**unbound)
+every_word, best_word = programs.bidaf, programs.bidaf_best
 WORDS = 40
 """Of a question, padding included."""
 

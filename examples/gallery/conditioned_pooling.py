@@ -8,8 +8,7 @@ import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
 from examples.gallery.shapes import shaped
 
-ONE = torch.ones(1, dtype=torch.int64)
-attention = ad.attention(mask_mod=ad.masks.padding(lengths=ONE), name="conditioned_pooling")
+attention = ad.attention(mask_mod=ad.masks.padding(lengths=ad.IntTensor["B"]), name="conditioned_pooling")
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:

@@ -10,16 +10,14 @@ from examples.gallery.shapes import shaped
 
 
 @ad.mask_mod
-def by_role(h, q_idx, kv_idx, *, retrieves, sink, window):
+def by_role(h, q_idx, kv_idx, *, retrieves=ad.BoolTensor["H"], sink=4, window=16):
     ad.require(sink >= 0, "`sink` counts tokens, 0 for none")
     ad.require(window >= 1, "`window` counts tokens up to the query's own, at least 1")
     streams = (kv_idx < sink) | (q_idx - kv_idx < window)
     return (kv_idx <= q_idx) & (retrieves[h] | streams)
 
 
-attention = ad.attention(
-    mask_mod=by_role(retrieves=torch.ones(1, dtype=torch.bool), sink=4, window=16), name="duo_attention"
-)
+attention = ad.attention(mask_mod=by_role, name="duo_attention")
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:

@@ -7,7 +7,7 @@ import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
 from examples.gallery.shapes import shaped
 
-attention = ad.attention(mask_mod=ad.masks.padding(lengths=torch.ones(1).int()), name="el_attention")
+attention = ad.attention(mask_mod=ad.masks.padding(lengths=ad.IntTensor["B"]), name="el_attention")
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:

@@ -19,28 +19,27 @@ def line(q_idx, kv_idx, *, width, window, shift):
 
 
 @ad.score_mod
-def manhattan(score, h, q_idx, kv_idx, *, log_decay):
+def manhattan(score, h, q_idx, kv_idx, *, log_decay=ad.Tensor["H"]):
     return score + log_decay[h] * ad.abs(q_idx - kv_idx)
 
 
 @ad.score_mod
-def slanted(score, h, q_idx, kv_idx, *, slopes):
+def slanted(score, h, q_idx, kv_idx, *, slopes=ad.Tensor["H"]):
     return score + slopes[h] * (q_idx - kv_idx)
 
 
 @ad.weight_mod
-def nearer(weight, h, q_idx, kv_idx, *, log_decay):
+def nearer(weight, h, q_idx, kv_idx, *, log_decay=ad.Tensor["H"]):
     return weight * ad.exp(log_decay[h] * ad.abs(q_idx - kv_idx))
 
 
 places = line(width=16, window=8, shift=4)
-unset = torch.zeros(1)
-retention = ad.attention(mask_mod=places, score_mod=manhattan(log_decay=unset), name="swin_rmt_retention")
+retention = ad.attention(mask_mod=places, score_mod=manhattan, name="swin_rmt_retention")
 swat = ad.attention(
     mask_mod=places,
-    score_mod=slanted(slopes=unset),
+    score_mod=slanted,
     normalizer=ad.normalizers.sigmoid(),
-    weight_mod=nearer(log_decay=unset),
+    weight_mod=nearer,
     name="swin_rmt_swat",
 )
 

@@ -12,14 +12,13 @@ from examples.gallery.turned import turned
 
 
 @ad.mask_mod
-def read_so_far(b, q_idx, kv_idx, kv_len, *, source, read):
+def read_so_far(b, q_idx, kv_idx, kv_len, *, source=0, read=ad.IntTensor["B, N"]):
     ad.require((source >= 0) & (source <= kv_len), "`source` counts tokens at the start of the sequence")
     in_target = ad.where(kv_idx < source, kv_idx < read[b, q_idx], True)
     return (kv_idx <= q_idx) & ((q_idx < source) | in_target)
 
 
-UNREAD = torch.zeros(1, 1, dtype=torch.int64)
-attention = ad.attention(mask_mod=read_so_far(source=0, read=UNREAD), name="group_positions")
+attention = ad.attention(mask_mod=read_so_far, name="group_positions")
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:

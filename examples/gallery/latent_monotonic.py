@@ -8,8 +8,8 @@ import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
 from examples.gallery.shapes import shaped
 
-NOWHERE = torch.zeros(1, 1, dtype=torch.int64)
-attention = ad.attention(mask_mod=ad.masks.between(first=NOWHERE, end=NOWHERE.clone()), name="latent_monotonic")
+bounds_of_queries = {"first": ad.IntTensor["B, Nq"], "end": ad.IntTensor["B, Nq"]}
+attention = ad.attention(mask_mod=ad.masks.between(**bounds_of_queries), name="latent_monotonic")
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:

@@ -10,8 +10,8 @@ from examples.gallery.rotary import rotate
 from examples.gallery.shapes import shaped
 from examples.gallery.turned import turned
 
-NOWHERE = torch.zeros(1, 1, dtype=torch.int64)
-attention = ad.attention(mask_mod=ad.masks.between(first=NOWHERE, end=NOWHERE.clone()), name="livespeech2")
+bounds_of_queries = {"first": ad.IntTensor["B, Nq"], "end": ad.IntTensor["B, Nq"]}
+attention = ad.attention(mask_mod=ad.masks.between(**bounds_of_queries), name="livespeech2")
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:

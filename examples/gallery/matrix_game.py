@@ -9,15 +9,14 @@ from examples.gallery.entry import Draw, Entry, Inputs, Size
 
 
 @ad.mask_mod
-def teacher_forced(q_idx, kv_idx, *, chunks, noisy):
+def teacher_forced(q_idx, kv_idx, *, chunks=ad.IntTensor["N"], noisy=ad.BoolTensor["N"]):
     behind = chunks[q_idx] - chunks[kv_idx]
     among_clean = ~noisy[kv_idx] & ad.where(noisy[q_idx], behind > 0, behind >= 0)
     return among_clean | (noisy[q_idx] & noisy[kv_idx] & (behind == 0))
 
 
 played = ad.attention(mask_mod=ad.masks.block_causal(block=16, window=2), name="matrix_game")
-NO_CHUNKS = torch.zeros(1, dtype=torch.int64)
-trained = ad.attention(mask_mod=teacher_forced(chunks=NO_CHUNKS, noisy=NO_CHUNKS.bool()), name="matrix_game_training")
+trained = ad.attention(mask_mod=teacher_forced, name="matrix_game_training")
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:

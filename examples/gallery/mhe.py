@@ -8,11 +8,11 @@ from examples.gallery.entry import Draw, Entry, Inputs, Size
 
 
 @ad.score_mod
-def head_bias(score, b, h, kv_idx, *, bias):
+def head_bias(score, b, h, kv_idx, *, bias=ad.Tensor["B, H, N"]):
     return score + bias[b, h, kv_idx]
 
 
-added = ad.attention(score_mod=head_bias(bias=torch.zeros(1, 1, 1)), name="mhe_add")
+added = ad.attention(score_mod=head_bias, name="mhe_add")
 multiplied = ad.attention(name="mhe_mul")
 
 

@@ -6,9 +6,8 @@ from torch import Tensor
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
 
-attention = ad.attention(
-    mask_mod=ad.masks.causal, score_mod=ad.scores.temperature(factor=torch.ones(1)), name="nope_scale"
-)
+sharpened = ad.scores.temperature(factor=ad.Tensor["H"])
+attention = ad.attention(mask_mod=ad.masks.causal, score_mod=sharpened, name="nope_scale")
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:

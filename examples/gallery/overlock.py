@@ -24,7 +24,7 @@ attention contmix(size: int = 5, width: int = 16, logits: tensor[B, H, N, S], bi
     score  logits[b, h, q_idx, y * size + x] + bias[h, ky - qy + size - 1, kx - qx + size - 1]
 }
 """
-attention = ad.parse(PROGRAM).contmix(logits=torch.zeros(1, 1, 1, 25), bias=torch.zeros(1, 9, 9))
+attention = ad.parse(PROGRAM).contmix
 REGIONS, SMALL, LARGE = 7, 5, 7
 """Regions along an axis, and the sizes of the two kernels of the last stages."""
 

@@ -8,13 +8,12 @@ from examples.gallery.entry import Draw, Entry, Inputs, Size
 
 
 @ad.mask_mod
-def far(b, h, q_idx, kv_idx, *, wanted, sink, window):
+def far(b, h, q_idx, kv_idx, *, wanted=ad.BoolTensor["B, H, N"], sink=4, window=16):
     return wanted[b, h, q_idx] & (kv_idx >= sink) & (q_idx - kv_idx >= window)
 
 
-nothing = torch.zeros(1, 1, 1, dtype=torch.bool)
 near_keys = ad.attention(mask_mod=ad.masks.sinks_and_window(sink=4, window=16), name="qada_near")
-far_keys = ad.attention(mask_mod=far(wanted=nothing, sink=4, window=16), name="qada_far")
+far_keys = ad.attention(mask_mod=far, name="qada_far")
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:
