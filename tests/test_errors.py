@@ -179,6 +179,8 @@ CALLS: dict[str, Callable[[], Any]] = {
     "kernel-device": lambda: causal(backend="triton"),
     "kernel-dtype": lambda: causal(*qkv(dtype=torch.float64), backend="triton"),
     "kernel-device-cpu": lambda: causal(*qkv(device="meta"), backend="cpu"),
+    "kernel-head-dim-v": lambda: causal(*qkv()[:2], qkv(1, 2, 5, 300)[2], backend="triton"),
+    "heads-mismatch-kv-odd": lambda: causal(*qkv()[:2], qkv(1, 3)[2]),
     "kernel-head-dim": lambda: causal(*qkv(1, 2, 5, 257), backend="triton"),
     "kernel-dtype-source": lambda: texts().causal.source(dtype=torch.float64, head_dim=512),
     "normalizer-needs-more-passes": lambda: texts().centred.source(),

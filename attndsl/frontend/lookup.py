@@ -96,7 +96,7 @@ class Names:
         if name in frame.stage.offers:
             return True
         message = f"a {frame.stage.value} does not have `{name}`"
-        self._reporter.error("wrong-stage", message, span, help=where_offered(name))
+        self._reporter.error("wrong-stage", message, span, help=where_offered(name, frame.stage))
         return False
 
     def _leaf(self, node: Expr, span: Span) -> Expr:
@@ -108,7 +108,7 @@ class Names:
         foreign = [] if value is None else sorted(self._scope.needs(value) - frame.stage.offers)
         if foreign:
             message = f"`{name}` is made of `{foreign[0]}`, which a {frame.stage.value} does not have"
-            self._reporter.error("wrong-stage", message, span, help=where_offered(foreign[0]))
+            self._reporter.error("wrong-stage", message, span, help=where_offered(foreign[0], frame.stage))
         return value
 
     def _param(self, name: str, span: Span) -> Value:

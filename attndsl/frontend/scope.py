@@ -58,8 +58,10 @@ class Stage(Enum):
         }[self]
 
 
-def where_offered(name: str) -> str:
-    """Where a value or statistic that a stage lacks does exist."""
+def where_offered(name: str, stage: Stage) -> str:
+    """Where a value or statistic that a stage lacks does exist, and what to write instead."""
+    if stage is Stage.MASK and name == Flow.SCORE.value:
+        return "a mask is known before scores are: write `score  score if score > 0.0 else -inf`; -inf is masked"
     stages = [f"`{stage.value}`" for stage in Stage if name in stage.offers and stage is not Stage.LET]
     return f"`{name}` exists in {' and '.join(stages)} items"
 

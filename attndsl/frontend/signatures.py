@@ -175,6 +175,8 @@ def _unknown(stage: Stage, function: Callable[..., Any], names: tuple[str, ...],
     if flex is not None:
         notes.append(f"by position: exactly {len(flex)} under any names, in the order ({', '.join(flex)})")
     help_ = f"make a parameter keyword-only: `*, {unknown[0]}`" if unknown else None
+    if stage is Stage.MASK and Flow.SCORE.value in unknown:
+        help_ = "a mask is known before scores are; in a score mod, `ad.where(..., score, -math.inf)` masks pairs too"
     code = code_of(function)
     span = None
     if code is not None:

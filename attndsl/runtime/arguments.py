@@ -174,7 +174,7 @@ def _check_shapes(reporter: Reporter, q: Tensor, k: Tensor, v: Tensor, enable_gq
     if not q.shape[0] == k.shape[0] == v.shape[0]:
         reporter.error("batch-mismatch", "q, k and v differ in batch", None, *bound)
     if k.shape[1] != v.shape[1]:
-        reporter.error("heads-mismatch", "k and v differ in heads", None, *bound)
+        reporter.error("heads-mismatch", "k and v differ in heads", None, *bound, help=_paired(k.shape[1], v.shape[1]))
     if k.shape[2] != v.shape[2]:
         reporter.error("length-mismatch", "k and v differ in length", None, *bound)
     if q.shape[3] != k.shape[3]:
@@ -191,7 +191,15 @@ def _check_shapes(reporter: Reporter, q: Tensor, k: Tensor, v: Tensor, enable_gq
         reporter.error("heads-mismatch", f"q has {heads} heads, k has {kv_heads}", None, *bound, help=help_)
     elif kv_heads == 0 or heads % kv_heads:
         message = f"{heads} query heads do not divide into {kv_heads} key heads"
-        reporter.error("heads-do-not-divide", message, None, *bound)
+        help_ = "groups of query heads are of one size: repeat heads of k and v, or pad those of q, until it divides"
+        reporter.error("heads-do-not-divide", message, None, *bound, help=help_)
+
+
+def _paired(of_keys: int, of_values: int) -> str:
+    """How keys and values come to have as many heads as each other."""
+    fewer, times = ("k", of_values / max(1, of_keys)) if of_keys < of_values else ("v", of_keys / max(1, of_values))
+    repeated = f": repeat those of {fewer}, `{fewer}.repeat_interleave({times:.0f}, 1)`" if times.is_integer() else ""
+    return f"a query head reads one head of k and the same of v{repeated}"
 
 
 def _check_scale(reporter: Reporter, scale: Any) -> None:

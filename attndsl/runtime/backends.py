@@ -101,4 +101,12 @@ def _report_shape(
         reporter.error("kernel-dtype", f"kernels take {known}, got {dtype}", help=help_)
     if not all(isinstance(size, int) and 1 <= size <= MAX_HEAD_DIM for size in (head_dim, v_head_dim)):
         message = f"kernels take head dims from 1 to {MAX_HEAD_DIM}, got {head_dim} for q and k, {v_head_dim} for v"
-        reporter.error("kernel-head-dim", message, help=help_)
+        reporter.error("kernel-head-dim", message, help=_narrower(head_dim, v_head_dim) or help_)
+
+
+def _narrower(head_dim: Any, v_head_dim: Any) -> str | None:
+    """What to do about values that are too wide, where q and k are not."""
+    if not (isinstance(head_dim, int) and 1 <= head_dim <= MAX_HEAD_DIM and isinstance(v_head_dim, int)):
+        return None
+    parts = f"torch.cat([attn(q, k, part) for part in v.split({MAX_HEAD_DIM}, -1)], -1)"
+    return f"weights are the same for every column of v: `{parts}`" if v_head_dim > MAX_HEAD_DIM else None
