@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -130,10 +131,13 @@ class _Shown:
         entry = self.entry
         yield f"### {', '.join(entry.systems)}"
         yield ""
-        tags = ", ".join(CAPABILITIES[tag] for tag in self.tags) or "plain softmax"
-        yield f"*{entry.paper}*, {entry.year}. Takes {tags}. [Source](../examples/gallery/{self.name}.py)"
+        tags = "; ".join(CAPABILITIES[tag] for tag in self.tags) or "plain softmax"
+        yield f"*{entry.paper}*, {entry.year}. Uses {tags}. [Source](../examples/gallery/{self.name}.py)"
         yield ""
-        yield _summary(self.name)
+        yield _joined(sys.modules[f"examples.gallery.{self.name}"])
+        yield ""
+        formula = re.sub(r"([*<~])", r"\\\1", _joined(entry.formula))
+        yield f"**Formula.** {formula}"
         yield ""
         yield f"**Conventions.** {entry.conventions}"
         yield ""
@@ -220,7 +224,7 @@ def _state(system: dict, entry: _Shown | None) -> str:
     if entry is not None:
         return f"runs: [{entry.name}](#{_anchor(entry)})"
     waits = [CAPABILITIES[tag] for tag in system["tags"] if tag in WAITING]
-    return f"waits for {', '.join(waits)}" if waits else UNTOLD[system["system"]]
+    return f"waits for {'; '.join(waits)}" if waits else UNTOLD[system["system"]]
 
 
 def _link(each: _Shown) -> str:
@@ -237,8 +241,9 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def _summary(name: str) -> str:
-    return " ".join(inspect.getdoc(sys.modules[f"examples.gallery.{name}"]).split())
+def _joined(documented: object) -> str:
+    """The docstring of something as one line."""
+    return " ".join((inspect.getdoc(documented) or "").split())
 
 
 def _is_pictured(call: Recorded) -> bool:

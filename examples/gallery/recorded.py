@@ -14,6 +14,8 @@ from unittest.mock import patch
 from torch import Tensor
 
 import attndsl as ad
+from attndsl.routing.given import table_of_call
+from attndsl.routing.join import joins_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +46,30 @@ def recorded(**instead: Any) -> Iterator[list[Recorded]]:
     attend = ad.Attention.__call__
 
     def call(self: ad.Attention, q: Tensor, k: Tensor, v: Tensor, **how: Any) -> Any:
-        if how.get("blocks") is None:
-            calls.append(Recorded(self, q, k, v, how))
+        if (blocks := how.pop("blocks", None)) is not None:
+            self = _routed(self, blocks, q, k, v, **how)
+        calls.append(Recorded(self, q, k, v, how))
         return attend(self, q, k, v, **{**how, **instead})
 
     with patch.object(ad.Attention, "__call__", call):
         yield calls
+
+
+def _routed(
+    attention: ad.Attention,
+    blocks: Any,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    q_offset: int | Tensor = 0,
+    **_: Any,
+) -> ad.Attention:
+    """The attention whose mask also asks the table of a call."""
+    instance = attention._instance(q.device)
+    made = instance.checked(q, k, v, scale=scale, enable_gqa=enable_gqa, q_offset=q_offset)
+    table = table_of_call(blocks, made, enable_gqa)
+    joined = joins_of(attention._compilation).of(table, made.q_offset)
+    return ad.Attention(joined.compilation, joined.bindings(instance.values, table, made.q_offset), joined.facts)
