@@ -68,11 +68,6 @@ CAPABILITIES = {
 }
 WAITING = frozenset({"S3", "N5", "N6", "A2", "R3", "R4", "R5", "D2", "K3", "L1", "L2", "L3", "L4", "X1", "X2", "Z"})
 """Capabilities no system can count on yet."""
-UNTOLD = {
-    "EntropyNet (entropy regularisation)": "its penalty is published without a formula that could be read",
-    "Folded context condensation (path integral)": "its operator is published without a formula that could be read",
-}
-"""Systems that could run, and why they have no entry."""
 FAMILIES = {
     "A": "Masks, scores and positions",
     "B": "Normalizers and weights",
@@ -224,7 +219,7 @@ def _state(system: dict, entry: _Shown | None) -> str:
     if entry is not None:
         return f"runs: [{entry.name}](#{_anchor(entry)})"
     waits = [CAPABILITIES[tag] for tag in system["tags"] if tag in WAITING]
-    return f"waits for {'; '.join(waits)}" if waits else UNTOLD[system["system"]]
+    return f"waits for {'; '.join(waits)}"
 
 
 def _link(each: _Shown) -> str:
