@@ -21,7 +21,6 @@ def inputs(size: Size, draw: Draw) -> Inputs:
 
 
 def run(q: Tensor, k: Tensor, v: Tensor, q_direction: Tensor, k_direction: Tensor, strength: float) -> Tensor:
-    ad.require(strength >= 0, "`strength` scales the directions, at least 0")
     shaped("q_direction", q_direction, q.shape[1], q.shape[-1])
     shaped("k_direction", k_direction, k.shape[1], k.shape[-1])
     places = torch.arange(q.shape[2], device=q.device)
@@ -45,13 +44,12 @@ ENTRY = Entry(
     systems=("Focus Directions",),
     paper="Focus Directions Make Your Language Models Pay More Attention to Relevant Contexts",
     year=2025,
-    conventions="Causal, grouped heads. The directions are of unit strength; a head that is not steered has direction "
-    "0.",
+    conventions="Causal, grouped heads. A head that is not steered has direction 0; a strength below 0 steers away.",
     pitfall="After the rotation a vector added to all keys of a head adds the same to all scores of a row, which "
     "softmax does not see: it belongs before.",
     inputs=inputs,
     run=run,
     formula=formula,
-    refuses={"strength": -1.0, "q_direction": torch.zeros(1, 32), "k_direction": torch.zeros(4, 32)},
+    refuses={"q_direction": torch.zeros(1, 32), "k_direction": torch.zeros(4, 32)},
     usual=Size(1, 8, 4096, 128),
 )

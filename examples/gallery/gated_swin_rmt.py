@@ -120,11 +120,13 @@ ENTRY = Entry(
     paper="Gated-SwinRMT: Unifying Swin Windowed Attention with Retentive Manhattan Decay via Input-Dependent Gating",
     year=2026,
     conventions="Results: Retention, then SWAT. Places row by row; windows at the borders are what the cuts leave. The "
-    "pass along the rows first, with the same queries and keys in both. Slopes have either sign.",
+    "pass along the rows first, with the same queries and keys in both. Slopes have either sign. The convolution added "
+    "before the gate is left out.",
     pitfall="SWAT's decay multiplies after the sigmoid: as a bias in the score it would mean another thing.",
     inputs=inputs,
     run=run,
     formula=formula,
+    source="the paper's abstract",
     refuses={
         "width": [0, 7],
         "window": [0, 11],

@@ -43,6 +43,7 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
+    source="the paper's abstract: selected heads' maps are interpolated linearly towards the identity",
     refuses={"strength": [torch.full((4,), 2.0), torch.full((4,), -1.0), torch.ones(5)]},
     trained=False,
 )

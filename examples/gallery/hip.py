@@ -91,6 +91,7 @@ ENTRY = Entry(
     inputs=inputs,
     run=run,
     formula=formula,
+    source="descriptions of the paper's mask estimation: a range is represented by its centre",
     refuses={"keep": 0, "sink": -1, "window": -1},
     trained=False,
     usual=Size(1, 8, 4096, 128),
