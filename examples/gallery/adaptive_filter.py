@@ -1,5 +1,5 @@
-"""Attention as a filter of a noisy linear system: what weighs is how certain a value still is after the time since, and
-how well its key, decayed and rotated to the query's time, predicts the query."""
+"""Attention as a filter of a noisy linear system: a value weighs the more, the more certain it still is after the time
+since, and the better its key, decayed and rotated to the query's time, predicts the query."""
 
 from typing import Any
 

@@ -1,4 +1,5 @@
-"""Views of one scene share the tokens of a row, normalised against what came in; control and scene read each other."""
+"""A driving scene in several views: tokens of one row attend across the views, what they find is brought to the mean
+and spread of what they had, and then control and scene read each other."""
 
 import torch
 from torch import Tensor
