@@ -58,7 +58,7 @@ ENTRY = Entry(
     paper="When Attention Sink Emerges in Language Models: An Empirical View",
     year=2024,
     conventions="Causal. In order: softmax with a learned key whose value is 0, sigmoids as they are, sigmoids divided "
-    "by their sum, the features elu + 1 divided by theirs; then the first key's weight in each.",
+    "by their sum, the features elu + 1 divided by theirs (`raised`); then the first key's weight in each.",
     pitfall="The learned key takes weight and gives nothing, so it is a sink that depends on the query; the weight of "
     "a masked key is 0 for a sigmoid as well, whose value at -inf it happens to be.",
     inputs=inputs,

@@ -58,7 +58,7 @@ ENTRY = Entry(
     paper="Human Guided Exploitation of Interpretable Attention Patterns in Summarization and Topic Segmentation",
     year=2021,
     conventions="Not causal. `kind` of a head: 0 free, 1 same word, 2 same sentence, 3 the token before, 4 the token "
-    "after.",
+    "after. Equal weights are those of a `strength` of 0.",
     pitfall="A token that no key matches (the first has none before it) has an empty row, which is 0 and not NaN.",
     inputs=inputs,
     run=run,

@@ -99,10 +99,14 @@ class _Shown:
 
     def __init__(self, name: str, entry: Entry) -> None:
         self.name, self.entry = name, entry
-        # What tells programs apart on the page is their text; a call of the same text on other tensors adds nothing.
+        # What tells programs apart on the page is their text; a call of the same text on other tensors adds nothing,
+        # nor does one of the same program whose numbers change no pair.
         with recorded(backend="reference") as calls, torch.no_grad():
             entry.run(**entry.inputs(SHOWN, Draw(0)))
-        self.calls = list({call.attention.text: call for call in calls}.values())
+        shown: dict[tuple[str, str], Recorded] = {}
+        for call in {call.attention.text: call for call in calls}.values():
+            shown.setdefault((call.attention.fingerprint, picture(call)), call)
+        self.calls = list(shown.values())
 
     @property
     def systems(self) -> list[dict]:
@@ -139,7 +143,7 @@ class _Shown:
         yield f"**Pitfall.** {entry.pitfall}"
         if entry.source:
             yield ""
-            yield f"**Checked against.** {entry.source}"
+            yield f"**Checked against.** {entry.source[0].upper()}{entry.source[1:]}."
         if figures := _timed().get(self.name):
             yield ""
             yield f"**Speed.** {_speed(figures)}"
@@ -204,8 +208,7 @@ def _whole_catalog(shown: dict[str, _Shown]) -> Iterator[str]:
     at = {system: each for each in shown.values() for system in each.entry.systems}
     yield "## The whole catalog"
     yield ""
-    yield f"{len(catalog())} published systems: {len(at)} run, {len(UNTOLD)} have no formula that could be read, the"
-    yield "others wait for what the table says."
+    yield f"{len(catalog())} published systems: {len(at)} run, the others wait for what the table says."
     yield ""
     yield "| system | paper | |"
     yield "|---|---|---|"
