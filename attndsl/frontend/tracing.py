@@ -16,7 +16,8 @@ from attndsl.frontend.bindings import Bindings
 from attndsl.frontend.decorators import Mod, as_mod
 from attndsl.frontend.dispatch import TensorMode
 from attndsl.frontend.names import identifier
-from attndsl.frontend.recorder import NeedsValue, TraceRecorder, stage_of
+from attndsl.frontend.recorder import TraceRecorder, stage_of
+from attndsl.frontend.run import NeedsValue
 from attndsl.frontend.signatures import Stage
 from attndsl.frontend.symbols import Symbol
 from attndsl.ir import build
