@@ -30,8 +30,8 @@ demo: $(READY)
 
 # Two tiers: triton decides when it is imported whether it compiles kernels or interprets them.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 -m "not gpu and not interpreter"
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -m interpreter
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu and not interpreter"
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m interpreter
 
 lint: $(READY)
 	$(BIN)/ruff check .

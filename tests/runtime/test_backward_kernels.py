@@ -152,17 +152,16 @@ def test_gradients(name: str) -> None:
 
 WALKED = (
     "causal",
-    "window with an offset",
+    pytest.param("window with an offset", marks=pytest.mark.as_users),
     "window of rows without a key",
-    "documents",
+    pytest.param("documents", marks=pytest.mark.as_users),
     "documents unsorted",
     "first keys and a window",
     "strided",
-    "every kind at once",
+    pytest.param("every kind at once", marks=pytest.mark.as_users),
 )
 
 
-@pytest.mark.as_users
 @pytest.mark.parametrize("name", WALKED)
 def test_every_walk_gives_the_same(name: str) -> None:
     """To the last bit."""

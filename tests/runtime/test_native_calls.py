@@ -258,24 +258,6 @@ def test_numbers_that_are_negated_on_the_fly() -> None:
     check(text(ALIBI, slopes=slopes), q, q, v)
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64])
-def test_integers_of_every_storage(dtype: torch.dtype) -> None:
-    doc = (torch.arange(150) // 40).to(torch.int64).to(dtype)
-    check(text(DOCUMENTS, doc=doc), *qkv())
-
-
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.float8_e4m3fn, torch.float8_e5m2])
-def test_floats_of_every_storage(dtype: torch.dtype) -> None:
-    table = torch.randn(2, 300, generator=torch.Generator().manual_seed(0)).to(dtype)
-    source = "attention a(table: tensor[H, N]) {{\n    mask  kv_idx <= q_idx\n    score  score + table[h, {}]\n}}"
-    for index in ("q_idx", "kv_idx", "q_idx - kv_idx", "kv_idx - q_idx + 149", "(q_idx + kv_idx) // 2"):
-        attention = text(source.format(index), table=table)
-        exact = text(source.format(index), table=table.double())
-        q, k, v = qkv()
-        out = attention(q, k, v, backend="cpu")
-        assert_rows_close(out, exact.reference(q.double(), k.double(), v.double()), 1e-5)
-
-
 # Numbers.
 
 
