@@ -5,6 +5,7 @@ Random suites draw the same programs in every run; scripts draw others.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,12 @@ GOLDEN = Path(__file__).parent / "golden"
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--as-users", action="store_true", help="build every native kernel as users do")
     parser.addoption("--update-goldens", action="store_true", help="write what the tests got into tests/golden")
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: whoever collects garbage need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
