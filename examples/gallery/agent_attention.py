@@ -8,7 +8,7 @@ import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
 from examples.gallery.shapes import shaped
 
-attention = ad.attention(score_mod=ad.scores.bias(table=ad.Tensor["H, Nq, Nk"]), name="agent_attention")
+attention = ad.attention(score_mod=ad.scores.bias(table=ad.Tensor["H, Q, K"]), name="agent_attention")
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:

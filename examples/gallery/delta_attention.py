@@ -15,7 +15,7 @@ def recent(q_idx, kv_idx, *, sink, window):
 
 
 @ad.mask_mod
-def causal_from(q_idx, kv_idx, *, places=ad.IntTensor["N"]):
+def causal_from(q_idx, kv_idx, *, places=ad.IntTensor["Q"]):
     return kv_idx <= places[q_idx]
 
 

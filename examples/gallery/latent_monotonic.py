@@ -8,7 +8,7 @@ import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
 from examples.gallery.shapes import shaped
 
-bounds_of_queries = {"first": ad.IntTensor["B, Nq"], "end": ad.IntTensor["B, Nq"]}
+bounds_of_queries = {"first": ad.IntTensor["B, Q"], "end": ad.IntTensor["B, Q"]}
 attention = ad.attention(mask_mod=ad.masks.between(**bounds_of_queries), name="latent_monotonic")
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
 
-attention = ad.attention(mask_mod=ad.masks.padding(lengths=torch.ones(1).int()), name="lean_attention")
+attention = ad.attention(mask_mod=ad.masks.padding(lengths=ad.IntTensor["B"]), name="lean_attention")
 TILE, WORKERS = 64, 5
 
 

@@ -10,7 +10,7 @@ from examples.gallery.rotary import rotate
 from examples.gallery.shapes import shaped
 from examples.gallery.turned import turned
 
-bounds_of_queries = {"first": ad.IntTensor["B, Nq"], "end": ad.IntTensor["B, Nq"]}
+bounds_of_queries = {"first": ad.IntTensor["B, Q"], "end": ad.IntTensor["B, Q"]}
 attention = ad.attention(mask_mod=ad.masks.between(**bounds_of_queries), name="livespeech2")
 
 

@@ -8,7 +8,7 @@ from examples.gallery.entry import Draw, Entry, Inputs, Size
 
 
 @ad.score_mod
-def head_bias(score, b, h, kv_idx, *, bias=ad.Tensor["B, H, N"]):
+def head_bias(score, b, h, kv_idx, *, bias=ad.Tensor["B, H, K"]):
     return score + bias[b, h, kv_idx]
 
 

@@ -8,7 +8,7 @@ from examples.gallery.entry import Draw, Entry, Inputs, Size
 
 
 @ad.mask_mod
-def far(b, h, q_idx, kv_idx, *, wanted=ad.BoolTensor["B, H, N"], sink=4, window=16):
+def far(b, h, q_idx, kv_idx, *, wanted=ad.BoolTensor["B, H, Q"], sink=4, window=16):
     return wanted[b, h, q_idx] & (kv_idx >= sink) & (q_idx - kv_idx >= window)
 
 

@@ -8,7 +8,7 @@ from examples.gallery.entry import Draw, Entry, Inputs, Size
 
 
 @ad.weight_mod
-def amplified(weight, b, h, q_idx, kv_idx, *, gates=ad.Tensor["B, H, Nq, Nk"]):
+def amplified(weight, b, h, q_idx, kv_idx, *, gates=ad.Tensor["B, H, Q, K"]):
     return weight * (1.0 + gates[b, h, q_idx, kv_idx]) / 3.0
 
 

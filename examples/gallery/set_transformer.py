@@ -6,7 +6,7 @@ from torch import Tensor
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
 
-attention = ad.attention(mask_mod=ad.masks.padding(lengths=torch.ones(1).int()), name="set_transformer")
+attention = ad.attention(mask_mod=ad.masks.padding(lengths=ad.IntTensor["B"]), name="set_transformer")
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:

@@ -7,7 +7,7 @@ import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
 
 attention = ad.attention(
-    mask_mod=ad.masks.padding(lengths=torch.ones(1).int()), normalizer=ad.normalizers.sparsemax(), name="sparsemax"
+    mask_mod=ad.masks.padding(lengths=ad.IntTensor["B"]), normalizer=ad.normalizers.sparsemax(), name="sparsemax"
 )
 
 
