@@ -8,24 +8,24 @@ from examples.gallery.entry import Draw, Entry, Inputs, Size
 
 
 @ad.mask_mod
-def own_block(q_idx, kv_idx, *, block):
+def own_block(q_idx, kv_idx, *, block: int):
     ad.require(block >= 1, "`block` counts tokens, at least 1")
     return (kv_idx // block == q_idx // block) & (kv_idx <= q_idx)
 
 
 @ad.mask_mod
-def members(q_idx, kv_idx, *, block):
+def members(q_idx, kv_idx, *, block: int):
     return (kv_idx >= q_idx * block) & (kv_idx < q_idx * block + block)
 
 
 @ad.mask_mod
-def earlier_regions(q_idx, kv_idx, *, block):
+def earlier_regions(q_idx, kv_idx, *, block: int):
     return kv_idx < q_idx // block
 
 
-near = ad.attention(mask_mod=own_block(block=16), name="combiner_near")
-summarise = ad.attention(mask_mod=members(block=16), name="combiner_summaries")
-far = ad.attention(mask_mod=earlier_regions(block=16), name="combiner_far")
+near = ad.attention(mask_mod=own_block, name="combiner_near")
+summarise = ad.attention(mask_mod=members, name="combiner_summaries")
+far = ad.attention(mask_mod=earlier_regions, name="combiner_far")
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:

@@ -8,7 +8,7 @@ from examples.gallery.entry import Draw, Entry, Inputs, Size
 
 
 @ad.mask_mod
-def recent(q_idx, kv_idx, *, sink, window):
+def recent(q_idx, kv_idx, *, sink: int, window: int):
     ad.require(sink >= 0, "`sink` counts the first tokens, 0 for none")
     ad.require(window >= 1, "`window` counts tokens, the query's own included")
     return ad.masks.sinks_and_window(q_idx, kv_idx, sink=sink, window=window)
@@ -19,7 +19,7 @@ def causal_from(q_idx, kv_idx, *, places=ad.IntTensor["Q"]):
     return kv_idx <= places[q_idx]
 
 
-sparse = ad.attention(mask_mod=recent(sink=4, window=32), name="delta_sparse")
+sparse = ad.attention(mask_mod=recent, name="delta_sparse")
 dense = ad.attention(mask_mod=causal_from, name="delta_dense")
 
 

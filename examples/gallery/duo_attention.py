@@ -10,7 +10,7 @@ from examples.gallery.shapes import shaped
 
 
 @ad.mask_mod
-def by_role(h, q_idx, kv_idx, *, retrieves=ad.BoolTensor["H"], sink=4, window=16):
+def by_role(h, q_idx, kv_idx, *, retrieves=ad.BoolTensor["H"], sink: int, window: int):
     ad.require(sink >= 0, "`sink` counts tokens, 0 for none")
     ad.require(window >= 1, "`window` counts tokens up to the query's own, at least 1")
     streams = (kv_idx < sink) | (q_idx - kv_idx < window)

@@ -9,14 +9,14 @@ from examples.gallery.shapes import shaped
 
 
 @ad.mask_mod
-def folded(q_idx, kv_idx, *, fold, left):
+def folded(q_idx, kv_idx, *, fold: int, left: int):
     ad.require(fold >= 1, "`fold` counts the tokens of a frame, at least 1")
     ad.require(left >= 0, "`left` counts frames before the query's own, 0 for none")
     frames = q_idx // fold - kv_idx // fold
     return (frames >= 0) & (frames <= left)
 
 
-attention = ad.attention(mask_mod=folded(fold=4, left=12), name="folding_attention")
+attention = ad.attention(mask_mod=folded, name="folding_attention")
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:

@@ -8,14 +8,14 @@ from examples.gallery.entry import Draw, Entry, Inputs, Size
 
 
 @ad.mask_mod
-def view_or_time(q_idx, kv_idx, kv_len, *, times, places):
+def view_or_time(q_idx, kv_idx, kv_len, *, times: int, places: int):
     ad.require((times >= 1) & (places >= 1), "`times` and `places` count frames of a view and tokens of a frame")
     ad.require(kv_len % (times * places) == 0, "`times` frames of `places` tokens do not divide the tokens into views")
     frame, other = q_idx // places, kv_idx // places
     return (frame // times == other // times) | (frame % times == other % times)
 
 
-attention = ad.attention(mask_mod=view_or_time(times=5, places=8), name="four_real_video")
+attention = ad.attention(mask_mod=view_or_time, name="four_real_video")
 VIEWS, TIMES = 4, 5
 
 

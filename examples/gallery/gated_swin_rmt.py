@@ -10,7 +10,7 @@ from examples.gallery.shapes import shaped
 
 
 @ad.mask_mod
-def line(q_idx, kv_idx, *, width, window, shift):
+def line(q_idx, kv_idx, *, width: int, window: int, shift: int):
     ad.require((window >= 1) & (window <= width), "`window` counts places along an axis, at most all of them")
     ad.require((shift >= 0) & (shift < window), "`shift` is less than the window")
     row, before = q_idx // width * width, window - shift
@@ -33,10 +33,9 @@ def nearer(weight, h, q_idx, kv_idx, *, log_decay=ad.Tensor["H"]):
     return weight * ad.exp(log_decay[h] * ad.abs(q_idx - kv_idx))
 
 
-places = line(width=16, window=8, shift=4)
-retention = ad.attention(mask_mod=places, score_mod=manhattan, name="swin_rmt_retention")
+retention = ad.attention(mask_mod=line, score_mod=manhattan, name="swin_rmt_retention")
 swat = ad.attention(
-    mask_mod=places,
+    mask_mod=line,
     score_mod=slanted,
     normalizer=ad.normalizers.sigmoid(),
     weight_mod=nearer,

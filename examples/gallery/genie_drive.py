@@ -10,13 +10,13 @@ from examples.gallery.shapes import shaped
 
 
 @ad.mask_mod
-def same_row(q_idx, kv_idx, *, views, rows, columns):
+def same_row(q_idx, kv_idx, *, views: int, rows: int, columns: int):
     ad.require((views >= 1) & (rows >= 1) & (columns >= 1), "`views`, `rows` and `columns` count, at least 1 each")
     frame = q_idx // (views * rows * columns) == kv_idx // (views * rows * columns)
     return frame & (q_idx // columns % rows == kv_idx // columns % rows)
 
 
-across_views = ad.attention(mask_mod=same_row(views=3, rows=4, columns=5), name="genie_drive_nmva")
+across_views = ad.attention(mask_mod=same_row, name="genie_drive_nmva")
 reading = ad.attention(name="genie_drive_mca")
 
 

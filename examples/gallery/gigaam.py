@@ -7,7 +7,7 @@ from torch import Tensor
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
 
-attention = ad.attention(mask_mod=ad.masks.block_causal(block=16, window=1), name="gigaam")
+attention = ad.attention(mask_mod=ad.masks.block_causal, name="gigaam")
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:

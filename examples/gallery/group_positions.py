@@ -12,7 +12,7 @@ from examples.gallery.turned import turned
 
 
 @ad.mask_mod
-def read_so_far(b, q_idx, kv_idx, kv_len, *, source=0, read=ad.IntTensor["B, Q"]):
+def read_so_far(b, q_idx, kv_idx, kv_len, *, source: int, read=ad.IntTensor["B, Q"]):
     ad.require((source >= 0) & (source <= kv_len), "`source` counts tokens at the start of the sequence")
     in_target = ad.where(kv_idx < source, kv_idx < read[b, q_idx], True)
     return (kv_idx <= q_idx) & ((q_idx < source) | in_target)

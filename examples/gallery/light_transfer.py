@@ -7,7 +7,7 @@ from torch import Tensor
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
 
-attention = ad.attention(mask_mod=ad.masks.sinks_and_window(sink=4, window=1), name="light_transfer")
+attention = ad.attention(mask_mod=ad.masks.sinks_and_window, name="light_transfer")
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:

@@ -15,7 +15,7 @@ def teacher_forced(q_idx, kv_idx, *, chunks=ad.IntTensor["N"], noisy=ad.BoolTens
     return among_clean | (noisy[q_idx] & noisy[kv_idx] & (behind == 0))
 
 
-played = ad.attention(mask_mod=ad.masks.block_causal(block=16, window=2), name="matrix_game")
+played = ad.attention(mask_mod=ad.masks.block_causal, name="matrix_game")
 trained = ad.attention(mask_mod=teacher_forced, name="matrix_game_training")
 
 

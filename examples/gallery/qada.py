@@ -8,11 +8,11 @@ from examples.gallery.entry import Draw, Entry, Inputs, Size
 
 
 @ad.mask_mod
-def far(b, h, q_idx, kv_idx, *, wanted=ad.BoolTensor["B, H, Q"], sink=4, window=16):
+def far(b, h, q_idx, kv_idx, *, wanted=ad.BoolTensor["B, H, Q"], sink: int, window: int):
     return wanted[b, h, q_idx] & (kv_idx >= sink) & (q_idx - kv_idx >= window)
 
 
-near_keys = ad.attention(mask_mod=ad.masks.sinks_and_window(sink=4, window=16), name="qada_near")
+near_keys = ad.attention(mask_mod=ad.masks.sinks_and_window, name="qada_near")
 far_keys = ad.attention(mask_mod=far, name="qada_far")
 
 

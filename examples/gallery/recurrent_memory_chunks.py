@@ -7,7 +7,7 @@ import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
 
 whole = ad.attention(mask_mod=ad.masks.causal, name="recurrent_memory_whole")
-local = ad.attention(mask_mod=ad.masks.chunked(chunk=24), name="recurrent_memory_chunk")
+local = ad.attention(mask_mod=ad.masks.chunked, name="recurrent_memory_chunk")
 remembered = ad.attention(name="recurrent_memory_bank")
 
 

@@ -8,21 +8,21 @@ from examples.gallery.entry import Draw, Entry, Inputs, Size
 
 
 @ad.mask_mod
-def strided(h, q_idx, kv_idx, *, stride):
+def strided(h, q_idx, kv_idx, *, stride: int):
     ad.require(stride >= 1, "`stride` counts tokens, at least 1")
     distance = q_idx - kv_idx
     return (distance >= 0) & ad.where(h % 2 == 0, distance < stride, distance % stride == 0)
 
 
 @ad.mask_mod
-def fixed(h, q_idx, kv_idx, *, stride, summary):
+def fixed(h, q_idx, kv_idx, *, stride: int, summary: int):
     ad.require((summary >= 1) & (summary <= stride), "`summary` counts the last tokens of a block, 1 to `stride`")
     block = kv_idx // stride == q_idx // stride
     return (kv_idx <= q_idx) & ad.where(h % 2 == 0, block, kv_idx % stride >= stride - summary)
 
 
-by_stride = ad.attention(mask_mod=strided(stride=16), name="sparse_transformer_strided")
-by_block = ad.attention(mask_mod=fixed(stride=16, summary=4), name="sparse_transformer_fixed")
+by_stride = ad.attention(mask_mod=strided, name="sparse_transformer_strided")
+by_block = ad.attention(mask_mod=fixed, name="sparse_transformer_fixed")
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:

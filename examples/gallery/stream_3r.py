@@ -6,7 +6,7 @@ from torch import Tensor
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
 
-attention = ad.attention(mask_mod=ad.masks.block_causal(block=16, window=5, sink=1), name="views")
+attention = ad.attention(mask_mod=ad.masks.block_causal(sink=1), name="views")
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:

@@ -8,13 +8,13 @@ from examples.gallery.entry import Draw, Entry, Inputs, Size
 
 
 @ad.mask_mod
-def temporal(q_idx, kv_idx, *, places):
+def temporal(q_idx, kv_idx, *, places: int):
     ad.require(places >= 1, "`places` counts those of a frame, at least 1")
     return (kv_idx <= q_idx) & ((q_idx - kv_idx) % places == 0)
 
 
-over_time = ad.attention(mask_mod=temporal(places=16), name="temporal")
-within = ad.attention(mask_mod=ad.masks.block_causal(block=16, window=1), name="spatial")
+over_time = ad.attention(mask_mod=temporal, name="temporal")
+within = ad.attention(mask_mod=ad.masks.block_causal(window=1), name="spatial")
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:

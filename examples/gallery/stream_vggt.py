@@ -6,7 +6,7 @@ from torch import Tensor
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
 
-attention = ad.attention(mask_mod=ad.masks.block_causal(block=16, window=1), name="frame_causal")
+attention = ad.attention(mask_mod=ad.masks.block_causal, name="frame_causal")
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:
@@ -17,7 +17,7 @@ def run(q: Tensor, k: Tensor, v: Tensor, tokens: int) -> tuple[Tensor, Tensor, T
     """Within frames, over time, and over time for the last frame alone, against the cache."""
     ad.require(tokens >= 1, "`tokens` counts those of a frame, at least 1")
     frames = -(-k.shape[2] // tokens)
-    within, over_time = attention.bind(block=tokens), attention.bind(block=tokens, window=frames)
+    within, over_time = (attention.bind(block=tokens, window=views) for views in (1, frames))
     last = (frames - 1) * tokens
     spatial = within(q, k, v)
     return spatial, over_time(q, k, spatial), over_time(q[:, :, last:], k, spatial, q_offset=last)

@@ -7,7 +7,7 @@ import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
 
 enrolment = ad.parse("attention enrolment(lengths: int tensor[B]) { mask kv_idx < lengths[b] }").enrolment
-recent = ad.attention(mask_mod=ad.masks.band(left=20, right=0), name="recent")
+recent = ad.attention(mask_mod=ad.masks.band(right=0), name="recent")
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:

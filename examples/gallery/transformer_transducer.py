@@ -6,7 +6,7 @@ from torch import Tensor
 import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
 
-attention = ad.attention(mask_mod=ad.masks.band(left=10, right=2), name="transformer_transducer")
+attention = ad.attention(mask_mod=ad.masks.band, name="transformer_transducer")
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:

@@ -8,14 +8,14 @@ from examples.gallery.entry import Draw, Entry, Inputs, Size
 
 
 @ad.mask_mod
-def chunks(q_idx, kv_idx, *, chunk, left):
+def chunks(q_idx, kv_idx, *, chunk: int, left: int):
     ad.require(chunk >= 1, "`chunk` counts frames, at least 1")
     ad.require(left >= 0, "`left` counts chunks before the query's own, 0 for none")
     here, there = q_idx // chunk, kv_idx // chunk
     return (there <= here) & (there >= here - left)
 
 
-attention = ad.attention(mask_mod=chunks(chunk=16, left=2), name="wenet")
+attention = ad.attention(mask_mod=chunks, name="wenet")
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:
