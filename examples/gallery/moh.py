@@ -1,5 +1,7 @@
 """Heads are experts: some always count, of the others each token has its few best, weighed by a router."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -10,13 +12,15 @@ attention = ad.attention(mask_mod=ad.masks.causal, name="moh")
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:
+    """Of twice as many heads a quarter is shared: one head alone would have a gate that is always 1."""
+    size = replace(size, heads=2 * size.heads)
     shared = size.heads // 4
     logits = {
         "shared": draw.normal(size.batch, size.length, shared),
         "routed": draw.normal(size.batch, size.length, size.heads - shared),
         "balance": draw.normal(size.batch, size.length, 2),
     }
-    return {**draw.qkv(size), **logits, "active": (size.heads - shared) // 2 + 1}
+    return {**draw.qkv(size), **logits, "active": (size.heads - shared) // 2}
 
 
 def run(q: Tensor, k: Tensor, v: Tensor, shared: Tensor, routed: Tensor, balance: Tensor, active: int) -> Tensor:
@@ -63,7 +67,7 @@ ENTRY = Entry(
     refuses={
         "active": 0,
         "shared": torch.zeros(2, 97, 3),
-        "routed": torch.zeros(2, 97, 2),
+        "routed": torch.zeros(2, 97, 7),
         "balance": torch.zeros(2, 97, 1),
     },
 )

@@ -18,7 +18,7 @@ attention = ad.parse(TEXT).power
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:
-    return {**draw.qkv(size), "block": max(4, size.length // 64), "window": 2}
+    return {**draw.qkv(size), "block": max(4, size.length // 64), "window": 6}
 
 
 def run(q: Tensor, k: Tensor, v: Tensor, block: int, window: int) -> Tensor:
@@ -41,7 +41,8 @@ ENTRY = Entry(
     paper="PowerAttention: Exponentially Scaling of Receptive Fields for Effective Sparse Attention",
     year=2025,
     conventions="Causal. Distances are between blocks; the first block is a sink, `window` counts the own block.",
-    pitfall="A power of two is told by d & (d - 1) == 0, which also holds at d = 0 and must not be asked of d < 0.",
+    pitfall="A power of two is told by d & (d - 1) == 0, which also holds at d = 0 and must not be asked of d < 0. A "
+    "window below 4 adds nothing to the powers 1 and 2.",
     inputs=inputs,
     run=run,
     formula=formula,

@@ -84,6 +84,27 @@ def check_plan(call: Recorded) -> None:
     assert (exact == truth).all(), "an exact plan is not"
 
 
+def unread(entry: Entry, size: Size) -> list[str]:
+    """Numbers of an entry that may be one more and one less, or half as large again, and its formula says the same."""
+    inputs = drawn(entry, size)
+    numbers = {name: value for name, value in inputs.items() if type(value) in (int, float)}
+    others = {name: (1.5 * n, 0.5 * n) if type(n) is float else (n + 1, n - 1) for name, n in numbers.items()}
+    wanted = several(entry.formula(**inputs)) if numbers else ()
+    return [
+        name for name, tried in others.items() if all(_says(entry, {**inputs, name: other}, wanted) for other in tried)
+    ]
+
+
+def _says(entry: Entry, inputs: Inputs, wanted: tuple[Tensor, ...]) -> bool:
+    """Whether the formula is of these results."""
+    try:
+        found = several(entry.formula(**inputs))
+    except (IndexError, RuntimeError, ValueError):
+        return False  # tensors are not of such a number
+    pairs = zip(found, wanted, strict=True)
+    return all(one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=1e-9) for one, other in pairs)
+
+
 def several(results: Results) -> tuple[Tensor, ...]:
     """The results as a tuple, also where there is one."""
     return results if isinstance(results, tuple) else (results,)

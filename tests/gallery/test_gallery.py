@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from proof import cast, check_forward, check_gradients, check_plan, drawn
+from proof import cast, check_forward, check_gradients, check_plan, drawn, unread
 
 import attndsl as ad
 from examples.gallery.entry import SIZES, Entry, catalog, entries
@@ -97,6 +97,12 @@ def spent(entry: Entry) -> list[str]:
     with recorded(backend="reference") as calls:
         entry.run(**drawn(entry, SIZES[0]))
     return sorted({call.attention.text for call in calls})
+
+
+def test_numbers_are_read() -> None:
+    """The tensors drawn are such that a number misread, a window that is one short, changes the result."""
+    found = {(name, number) for name, entry in ENTRIES.items() for number in unread(entry, SIZES[1])}
+    assert found == {("tellme", "prompt")}, "where a prompt ends changes how tokens are attended, not what they get"
 
 
 def test_a_wrong_formula_is_told() -> None:
