@@ -106,7 +106,7 @@ class Builder:
             self.reporter.error("unknown-function", f"there is no function `{name}`", span, f"known are {known}")
             return build.real(0.0)
         if len(args) != facts(op).arity:
-            wanted = facts(op).arity
+            wanted = "at least 2" if name in ("min", "max") else facts(op).arity
             self.reporter.error("wrong-arity", f"`{name}` takes {wanted} argument(s), got {len(args)}", span)
             return build.real(0.0)
         if op is Op.WHERE:

@@ -80,21 +80,21 @@ class TraceRecorder:
         return self._record(lambda span: self.builder.call(name, nodes, span), nodes)
 
     def row(self, name: str, operand: Any) -> Symbol:
-        """A row statistic, which only a normalizer has."""
+        """A row statistic, which only a normalizer has. What stands for one that is refused may be divided by."""
         operands = self._operands.required((operand,), name)
         if not self._normalizes(name):
-            return self.run.symbol(build.real(0.0))
+            return self.run.symbol(build.real(1.0))
         return self._record(lambda span: self.builder.row(Reduction(name), operands[0], span), operands)
 
     def row_solve(self, body: Callable[[Symbol], Any], total: Any, lower: Any, upper: Any) -> Symbol:
         """The least t at which the row's sum of `body(t)` is at most `total`, which only a normalizer has."""
         if not self._normalizes("row_solve"):
-            return self.run.symbol(build.real(0.0))
+            return self.run.symbol(build.real(1.0))
         if self._is_solved:
             help_ = "compute the inner one before, and use what it found"
             message = "a `row_solve` stands in the body of another"
             self.builder.reporter.error("nested-solve", message, self.run.span(), help=help_)
-            return self.run.symbol(build.real(0.0))
+            return self.run.symbol(build.real(1.0))
         self._is_solved = True
         try:
             value = body(self.run.symbol(build.THRESHOLD))

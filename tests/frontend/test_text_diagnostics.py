@@ -29,6 +29,7 @@ TEXTS = {
     "unknown-function": "def soft(x) = tanh(x)\nattention a {\n    score  sotf(score) + tahn(score)\n}",
     "wrong-arity": "def soft(x, cap) = cap * tanh(x / cap)\nattention a {\n    score  soft(score) + exp(score, 2)\n}",
     "wrong-arity-builtin": "attention a {\n    score  clamp(score, 1.0)\n    normalizer  row_sum() + row_max(1, 2)\n}",
+    "wrong-arity-fold": "attention a {\n    score  max(score)\n}",
     "unknown-argument": "def soft(x, cap) = cap * tanh(x / cap)\nattention a {\n    score  soft(score, cup = 3.0)\n}",
     "unknown-argument-builtin": "attention a {\n    score  exp(x = score)\n}",
     "duplicate-argument": "def soft(x, cap) = cap * tanh(x / cap)\nattention a {\n    score  soft(score, x = 3.0)\n}",

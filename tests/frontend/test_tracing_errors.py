@@ -274,6 +274,7 @@ CALLS = {
     "wrong-stage": lambda: trace(score_mod=ad.mask_mod(parameter)),
     "uncalled-softmax": lambda: trace(normalizer=ad.softmax),
     "row-outside-normalizer": lambda: ad.row_max(3.0),
+    "row-in-a-weight": lambda: trace(weight_mod=lambda weight: weight / ad.row_sum(weight)),
     "combined-with-a-number": lambda: ad.masks.causal & 3,
 }
 
