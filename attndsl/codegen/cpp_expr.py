@@ -26,6 +26,7 @@ _VECTORS = {DType.BOOL: "vbool", DType.I32: "vint", DType.I64: "vint", DType.F32
 _READS = {DType.BOOL: "bool", DType.I32: "integer", DType.I64: "integer", DType.F32: "real"}
 _CHAINS = frozenset({"+", "-", "*", "&", "|", "^", "&&", "||"})
 _SIGN = "sign"
+_IN_SUMS = frozenset({None, _SIGN, "+", "-", "*", "/", "%"})
 _CALL = re.compile(r"\w+\(")
 _OPERATOR = re.compile(r"\{0\} (\S+) ")
 
@@ -63,6 +64,11 @@ class CppPrinter:
     def named(self, node: Expr, names: Mapping[Expr, str], loads: LoadStyle) -> str:
         """One expression, by its name where it has one."""
         return self._printed(node, names, loads).text
+
+    def summand(self, node: Expr, names: Mapping[Expr, str], loads: LoadStyle) -> str:
+        """The same where a sum goes on after it: in brackets if it binds less tightly."""
+        printed = self._printed(node, names, loads)
+        return printed.text if printed.operator in _IN_SUMS else f"({printed.text})"
 
     def type_of(self, node: Expr) -> str:
         """The C++ type of an expression."""

@@ -127,12 +127,12 @@ class CppWalk:
             case Trend.UNKNOWN:
                 return f"{'least' if smallest else 'greatest'}(w.rows, vectors, {self._of_rows(bound.value)})"
             case Trend.FLAT:
-                return self.printer.named(bound.value, self.program_names, self.loads)
+                return self.printer.summand(bound.value, self.program_names, self.loads)
             case _:
                 first = smallest is (bound.trend is Trend.RISING)
                 end = Scalar("q_first" if first else "q_last", DType.I64)
                 value = substitute(bound.value, {build.Q: end})
-                return self.printer.named(value, {**self.program_names, end: end.name}, self.loads)
+                return self.printer.summand(value, {**self.program_names, end: end.name}, self.loads)
 
     def _of_rows(self, value: Expr) -> str:
         """A function of a vector of queries."""

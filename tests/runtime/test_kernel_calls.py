@@ -110,6 +110,11 @@ def test_head_dims_that_differ(head_dim: int, v_head_dim: int) -> None:
     check(program(CAUSAL), *inputs(q_len=18, head_dim=head_dim, v_head_dim=v_head_dim), fast=True)
 
 
+def test_ends_that_are_shifts() -> None:
+    """An end a half or a quarter of the way is a shift where it is printed, and one is added to it."""
+    check(program("mask kv_idx >= q_idx // 4 and kv_idx <= q_idx // 2"), *inputs(heads=2, q_len=200))
+
+
 @pytest.mark.parametrize("q_len", [1, 15, 16, 17, 33])
 @pytest.mark.parametrize("kv_len", [1, 15, 16, 17, 48])
 def test_lengths_on_both_sides_of_a_tile(q_len: int, kv_len: int) -> None:
