@@ -54,7 +54,7 @@ def call(
     **how: Any,
 ) -> Any:
     """The result of calling the attention `eager`, of this compilation and bindings."""
-    reason = _left_out(q, blocks, backend_named(backend), check)
+    reason = _left_out(q, blocks, backend_named(backend), check, bindings)
     if reason is not None:
         return outside(
             reason, eager, q, k, v, blocks=blocks, return_aux=return_aux, check=check, backend=backend, **how
@@ -86,10 +86,12 @@ def _run(eager: Callable[..., Any], *call: Any, **how: Any) -> Any:
     return eager(*call, **how)
 
 
-def _left_out(q: Any, blocks: Any, backend: Backend, check: bool) -> str | None:
+def _left_out(q: Any, blocks: Any, backend: Backend, check: bool, bindings: Bindings) -> str | None:
     """What of a call cannot be in a graph."""
     if not isinstance(q, Tensor):
         return "what is no tensor"
+    if bindings.are_open:
+        return "a parameter without a value: bind it"
     if check:
         return "`check=True`, which compares values"
     if backend is Backend.REFERENCE:

@@ -62,9 +62,12 @@ class Bindings:
     def are_fixed(self) -> bool:
         """Whether `resolve` gives the same values every time: all are there, none is computed, nor moved to where it
         is needed."""
-        return not self.recipes and not any(
-            bound.made_inside or isinstance(bound.value, Open) for bound in self.captured.values()
-        )
+        return not (self.recipes or self.are_open) and not any(bound.made_inside for bound in self.captured.values())
+
+    @property
+    def are_open(self) -> bool:
+        """Whether some parameter has no value yet."""
+        return any(isinstance(bound.value, Open) for bound in self.captured.values())
 
     def resolve(self, device: torch.device | None = None) -> dict[str, Value]:
         """A value for every parameter, in their order; those without one are an error."""
@@ -88,6 +91,8 @@ class Bindings:
 
     def check(self) -> None:
         """That every parameter has a value."""
+        if not self.are_open:
+            return
         reporter = Reporter(CallError)
         for name, bound in self.captured.items():
             if isinstance(bound.value, Open):

@@ -17,6 +17,7 @@ import torch
 
 from attndsl.diagnostics import ProgramError, fail
 from attndsl.frontend.names import RESERVED
+from attndsl.frontend.symbols import symbols_in
 from attndsl.ir.types import DType
 
 
@@ -42,6 +43,12 @@ class Named:
 
     name: str
     value: Any
+
+    def __getitem__(self, index: Any) -> Any:
+        """An element of a tensor, in the mod that reads it by a name of its module."""
+        for symbol in symbols_in(index):
+            return symbol.recorder.index(self, index)
+        raise fail(ProgramError, "parameter-index", f"`{self.name}` is indexed outside of a mod", help="index a tensor")
 
 
 INT, FLOAT = Open(DType.I64), Open(DType.F32)

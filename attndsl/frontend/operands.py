@@ -47,12 +47,16 @@ class Operands:
         if isinstance(value, Symbol):
             return self.expression(value)
         if isinstance(value, Named):
-            return self.node(self._lifting.declared(value, value.name, None, None))
+            return self.node(self.shared(value))
         if isinstance(value, bool | int | float):
             return self._run.builder.literal(value)
         if isinstance(value, torch.Tensor):
             return self._of_tensor(value)
         return self.node(value.item()) if is_numpy_number(value) else None
+
+    def shared(self, value: Named) -> Any:
+        """What a parameter of several mods is in this run."""
+        return self._lifting.declared(value, value.name, None, None)
 
     def nodes(self, values: Sequence[Any]) -> tuple[Expr, ...] | None:
         """The nodes of all operands; none where one means nothing here."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from attndsl.frontend.declared import Open
+from attndsl.frontend.declared import Named, Open
 from attndsl.frontend.indexing import entries, is_full, is_static, static_part, waiting_part
 from attndsl.frontend.operands import Operands, Rows
 from attndsl.frontend.run import Run
@@ -30,6 +30,8 @@ class Tables:
 
     def index(self, target: Any, index: Any) -> Any:
         """`target[index]`, where a symbol is among them."""
+        if isinstance(target, Named):
+            target = self._operands.shared(target)
         if isinstance(target, Symbol):
             if not isinstance(target.held, Rows):
                 return self._index_value(target, index)

@@ -34,6 +34,7 @@ def beyond(score, q_idx, kv_idx, *, window):
 
 
 SLOPES = torch.tensor([0.5, 0.25])
+REACH, GAIN = ad.param("reach", 3), ad.param("gain", ad.Tensor["H"])
 VALUES: dict[str, Any] = {"slopes": SLOPES, "strength": 2, "window": 5}
 TEXT = """
 attention near_penalty(slopes: tensor[H], strength: float, window: int) {
@@ -162,6 +163,16 @@ def test_one_open_tensor_of_several_mods() -> None:
         name="a",
     )
     assert of_closures.text.startswith("attention a(window: int) {")
+    of_module = ad.attention(
+        mask_mod=lambda q_idx, kv_idx: q_idx - kv_idx < REACH, score_mod=lambda score, h: score * GAIN[h], name="a"
+    )
+    assert of_module.text.startswith("attention a(gain: tensor[H], reach: int = 3) {")
+
+
+def test_a_graph_has_no_place_for_what_has_no_value() -> None:
+    attention, tensors = open_attention(), qkv()
+    with pytest.raises(Exception, match="no place for a parameter without a value"):
+        torch.compile(attention, fullgraph=True, backend="eager")(*tensors)
 
 
 def test_a_name_written_twice_is_two_parameters() -> None:

@@ -262,6 +262,7 @@ CALLS = {
     "open-evaluated": lambda: ad.masks.sliding_window(3, 4),
     "dimension-name": lambda: ad.Tensor["B, H!"],
     "parameter-name": lambda: ad.param("the window", 3),
+    "parameter-index": lambda: ad.param("gain", ad.Tensor["H"])[0],
     "parameter-kind": lambda: ad.param("window", "int"),
     "unknown-parameter": lambda: ad.mask_mod(parameter)(windw=3),
     "duplicate-parameter": lambda: ad.mask_mod(parameter)(window=3)(window=4),
