@@ -123,7 +123,10 @@ class Bindings:
         notes = [f"the parameters are {names}" if not found else f"`{given}` could be any of {names}"]
         if given in self.recipes:
             notes.append(f"`{given}` is computed inside the variant: bind what it is computed from")
-        reporter.error("unknown-parameter", f"there is no parameter `{given}`", None, *notes)
+        alike = found or [name for name, bound in known.items() if (bound.dotted or "").endswith(f".{given}")]
+        shared = f'a value that mods share is one parameter: pass them `ad.param("{given}", ...)`'
+        message, help_ = f"there is no parameter `{given}`", shared if len(alike) > 1 else None
+        reporter.error("unknown-parameter", message, None, *notes, help=help_)
         return None
 
 

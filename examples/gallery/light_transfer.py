@@ -8,6 +8,7 @@ import attndsl as ad
 from examples.gallery.entry import Draw, Entry, Inputs, Size
 
 attention = ad.attention(mask_mod=ad.masks.sinks_and_window, name="light_transfer")
+share = ad.aux.mass(ad.masks.sinks_and_window)
 
 
 def inputs(size: Size, draw: Draw) -> Inputs:
@@ -18,9 +19,9 @@ def run(q: Tensor, k: Tensor, v: Tensor, sink: int, window: int, last: int) -> t
     ad.require(window >= 1, "`window` counts tokens up to the query's own, at least 1")
     ad.require(sink >= 0, "`sink` counts tokens, 0 for none")
     ad.require(1 <= last <= q.shape[2], "`last` counts the queries that judge a layer, 1 to the length")
-    lazy = ad.aux.mass(lambda q_idx, kv_idx: (kv_idx < sink) | (q_idx - kv_idx < window))
-    full, aux = attention.bind(sink=0, window=k.shape[2])(q, k, v, return_aux=[lazy])
-    return full, aux.mass[:, :, -last:].mean(-1), attention.bind(sink=sink, window=window)(q, k, v)
+    lazy = {"sink": sink, "window": window}
+    full, aux = attention.bind(sink=0, window=k.shape[2])(q, k, v, return_aux=[share.bind(**lazy)])
+    return full, aux.mass[:, :, -last:].mean(-1), attention.bind(**lazy)(q, k, v)
 
 
 def formula(q: Tensor, k: Tensor, v: Tensor, sink: int, window: int, last: int) -> tuple[Tensor, Tensor, Tensor]:

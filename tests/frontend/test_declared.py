@@ -145,6 +145,7 @@ def test_one_value_of_several_mods() -> None:
     apart = ad.attention(mask_mod=near(window=5), score_mod=beyond(window=5))
     given = qkv()
     assert_rows_close(shared.reference(*given), apart.reference(*given), 0.0)
+    assert 'one parameter: pass them `ad.param("window", ...)`' in messages(lambda: apart.bind(window=3))
     both = apart.bind(near_window=3, beyond_window=3)
     assert_rows_close(shared.bind(reach=3).reference(*given), both.reference(*given), 0.0)
     assert near(window=window)(4, 0) is True
@@ -180,8 +181,16 @@ def test_a_name_written_twice_is_two_parameters() -> None:
     assert ad.attention(**mods, name="a").text.startswith("attention a(w: int = 5, w_2: int = 5)")
 
 
-def test_predicates_of_a_mass_have_values() -> None:
-    assert "`window` has no value" in messages(lambda: ad.aux.mass(near))
+def test_predicates_of_a_mass_are_bound_too() -> None:
+    given, share = qkv(), ad.aux.mass(near)
+    attention = ad.attention(mask_mod=ad.masks.causal)
+    assert "`window` has no value" in messages(lambda: attention.reference(*given, return_aux=[share]))
+    found, expected = (
+        attention.reference(*given, return_aux=[one])[1].mass
+        for one in (share.bind(window=3), ad.aux.mass(near(window=3)))
+    )
+    assert_rows_close(found[..., None], expected[..., None], 0.0)
+    assert 0 < float(found.min()) < float(found.max()) == pytest.approx(1)
 
 
 def test_what_a_function_raises_is_its_own() -> None:
