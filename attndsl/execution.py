@@ -39,7 +39,7 @@ from attndsl.runtime.native.forward import Forward
 from attndsl.runtime.statistics import Wanted, with_statistics
 from attndsl.runtime.tables import Lists, TileTable
 from attndsl.runtime.tiles import TileShape
-from attndsl.runtime.tuning import tuned_tile
+from attndsl.runtime.tuning import choices, tuned_tile
 
 
 @dataclass(frozen=True)
@@ -354,7 +354,7 @@ class Prepared:
     """A kind of calls, checked at a `scale` and planned, for as long as the `facts` stand; it holds no user's tensor.
 
     `tokens` is the order in which kernels keep tokens, `wanted` what is returned beside the output, `grouped` how calls
-    of which no gradient is asked run with the heads of a group as rows of one.
+    of which no gradient is asked run with the heads of a group as rows of one, `choices` which tiles had been chosen.
     """
 
     engine: Kernels
@@ -362,6 +362,7 @@ class Prepared:
     scale: float
     tokens: GridOrder | None
     wanted: Wanted | None
+    choices: int
     grouped: tuple[Folded, Prepared] | None = None
 
     @property
@@ -372,7 +373,7 @@ class Prepared:
 
     def stands(self, call: Call) -> bool:
         """Whether a call of this kind may be run without another look."""
-        if not self.facts.stand(call):
+        if self.choices != choices() or not self.facts.stand(call):
             return False
         return self.grouped is None or self.grouped[1].stands(self.grouped[0].call(call))
 
@@ -409,7 +410,7 @@ def prepare(
         inner, source, program = fold.call(call), fold.compilation.source, fold.compilation.program
         known = fold.facts.of(source, program, inner)
         grouped = fold, prepare(fold.compilation, fold.facts, inner, known, target)
-    return Prepared(engine, facts, call.scale, compilation.source.order, wanted, grouped)
+    return Prepared(engine, facts, call.scale, compilation.source.order, wanted, choices(), grouped)
 
 
 def attend(compilation: Compilation, book: FactBook, call: Call, facts: Facts, target: Target) -> Rows:

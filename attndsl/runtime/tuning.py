@@ -34,6 +34,13 @@ REMEMBERED = 4096
 _known: dict[Hashable, TileShape | None] = {}
 """What this process has looked for, found or not."""
 
+_choices = 0
+
+
+def choices() -> int:
+    """How many times tiles have been chosen: what was planned at another count may have other tiles."""
+    return _choices
+
 
 def tuned_tile(fingerprint: str, kernel: str, spec: Specialisation, call: Call) -> TileShape | None:
     """The tile chosen for calls like this one; the disk is asked once."""
@@ -42,7 +49,7 @@ def tuned_tile(fingerprint: str, kernel: str, spec: Specialisation, call: Call) 
         return _known[place]
     except KeyError:
         if len(_known) >= REMEMBERED:
-            forget_tiles()
+            _known.clear()
         found = _known[place] = _read(kernel, _key(fingerprint, kernel, spec, call))
         return found
 
@@ -52,11 +59,18 @@ def keep_tile(fingerprint: str, kernel: str, spec: Specialisation, call: Call, t
     key = _key(fingerprint, kernel, spec, call)
     stored(_path(kernel, key), tile_record(key, tile, title))
     _known[fingerprint, kernel, spec, call.q.device, _sizes(call)] = tile
+    _choose()
 
 
 def forget_tiles() -> None:
     """Ask the disk again."""
     _known.clear()
+    _choose()
+
+
+def _choose() -> None:
+    global _choices
+    _choices += 1
 
 
 def device_name(call: Call, target: Target) -> str:

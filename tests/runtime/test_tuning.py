@@ -111,9 +111,19 @@ def test_the_fastest_is_used_from_now_on(second_wins: None, used: list[TileShape
     attention(*inputs())
     assert used[2:] == [OTHER, OTHER]
     tuning.forget_tiles()
-    attention.invalidate()
     attention(*inputs())
     assert used[4:] == [DEFAULT]
+
+
+def test_attentions_called_before_use_it_too(second_wins: None, used: list[TileShape]) -> None:
+    """Kinds of calls that another attention has prepared are prepared again, once."""
+    before = alibi(w=20)
+    wanted = before(*inputs())
+    alibi().tune(*inputs(), candidates=[OTHER])
+    used.clear()
+    found = [before(*inputs()), before(*inputs())]
+    assert used == [OTHER] * (2 if INTERPRETING else 1)
+    torch.testing.assert_close(found, [wanted, wanted], atol=1e-5, rtol=1e-5)
 
 
 def test_calls_of_another_kind_are_not_meant(second_wins: None, used: list[TileShape]) -> None:
