@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from attndsl.analysis.axes import axes_of
+from attndsl.codegen.powers import small_exponent
 from attndsl.codegen.triton_expr import LoadStyle
 from attndsl.diagnostics import VerifyError
 from attndsl.ir import build
@@ -131,7 +132,9 @@ class CppPrinter:
         return Text(spelling.format(*parts), operator)
 
     def _spelling(self, node: Apply) -> str:
-        row = facts(node.op)
+        row, exponent = facts(node.op), small_exponent(node)
+        if exponent is not None:
+            return f"pow_{exponent}({{0}})"
         scalar = not any(map(_is_vector, node.args[:1] if node.op is Op.WHERE else node.args))
         if scalar and row.cpp_scalar is not None:
             return row.cpp_scalar

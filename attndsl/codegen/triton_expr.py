@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 
+from attndsl.analysis.axes import axes_of
+from attndsl.codegen.placement import Scope, scope_of
+from attndsl.codegen.powers import small_exponent
 from attndsl.codegen.syntax import filled
 from attndsl.diagnostics import VerifyError
 from attndsl.ir import build
@@ -67,9 +71,11 @@ class TritonPrinter:
         return ast.Constant(value)
 
     def _operator(self, node: Apply, operands: list[ast.expr]) -> ast.expr:
-        row = facts(node.op)
+        row, exponent = facts(node.op), small_exponent(node)
         spelling = row.triton
-        if node in self.cheap_division:
+        if exponent is not None:
+            spelling = f"_small_pow({{0}}, {exponent})"
+        elif node in self.cheap_division:
             spelling = f"{{0}} {row.text} {{1}}"
         elif row.triton_int is not None and node.args[-1].dtype.is_int:
             spelling = row.triton_int
@@ -81,13 +87,16 @@ class TritonPrinter:
     def _load(self, node: Load, names: Mapping[Expr, str], loads: LoadStyle) -> ast.expr:
         clamp = loads.clamped and node not in loads.unclamped
         tensor = self.symbols[node.tensor]
-        address: ast.expr = ast.Name(tensor)
+        base: list[ast.expr] = [ast.Name(tensor)]
+        offsets: list[ast.expr] = []
         for axis, index in enumerate(node.indices):
             position = self._tree(index, names, loads)
             if clamp:
                 position = filled(f"tl.minimum(tl.maximum({{0}}, 0), size_{tensor}_{axis} - 1)", position)
-            address = filled(f"{{0}} + {{1}} * stride_{tensor}_{axis}", address, position)
-        value = filled("tl.load({0})", address)
+            is_scalar = scope_of(axes_of(index)) is Scope.PROGRAM
+            (base if is_scalar else offsets).append(filled(f"{{0}} * stride_{tensor}_{axis}", position))
+        # Offsets are added up before the pointer, which is twice as wide.
+        value = filled("tl.load({0})", _sum([*base, *([_sum(offsets)] if offsets else [])]))
         match node.dtype:
             case DType.F32:
                 return filled("{0}.to(tl.float32)", value)
@@ -95,6 +104,10 @@ class TritonPrinter:
                 return filled("{0}.to(tl.int1)", value)
             case _:
                 return filled(f"{{0}}.to(tl.{'int32' if self.index is DType.I32 else 'int64'})", value)
+
+
+def _sum(terms: Sequence[ast.expr]) -> ast.expr:
+    return reduce(lambda left, right: ast.BinOp(left, ast.Add(), right), terms)
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from attndsl.analysis.axes import axes_of
 from attndsl.analysis.statistics import Statistic
+from attndsl.codegen.coarse import coarse_reads
 from attndsl.codegen.head_dims import Columns, columns_of
 from attndsl.codegen.placement import Scope, Side, Statement, scope_of
 from attndsl.codegen.plan import Gather, KernelPlan, Operand
@@ -19,6 +20,7 @@ from attndsl.codegen.triton_layout import wrapped
 from attndsl.codegen.triton_signature import TENSORS
 from attndsl.ir import build
 from attndsl.ir.nodes import Expr, RowValue, Scalar, postorder
+from attndsl.ir.rewrite import substituted
 from attndsl.ir.variant import ScalarParam
 
 
@@ -35,7 +37,7 @@ class TileText:
     """Prints the parts of a tile. Names are those of the field: `s`, `p`, `m_i`, `l_i`, `acc`, `ds`."""
 
     def __init__(self, plan: KernelPlan, roots: Iterable[Expr]) -> None:
-        self.plan = plan
+        self.plan, roots = plan, tuple(roots)
         is_plain = plan.score is build.SCORE
         self.product = "s" if is_plain else "qk"
         self.across = "[:, None]" if plan.side is Side.QUERIES else "[None, :]"
@@ -65,6 +67,8 @@ class TileText:
         stages = (plan.placement, plan.peaks, plan.rest)
         self.program_names = names_of(line for stage in stages for line in stage.program)
         self.own_names = self.program_names | names_of(line for stage in stages for line in stage.own)
+        self.coarse = coarse_reads(roots) if plan.spec.fast and plan.gather is not Gather.DIAGONAL else {}
+        self.steps = {step.value: step.size for step in self.coarse.values()}
         self.hoisted = LoadStyle(clamped=not plan.spec.fast)
         self.full = LoadStyle(clamped=not plan.spec.fast, unclamped=self._live_loads())
 
@@ -131,7 +135,10 @@ class TileText:
         """Whether a tile reads a coordinate; a full one evaluates no mask."""
         plan = self.plan
         values = [plan.score, *plan.pair_values, *(part.integrand for part in plan.maxima)]
-        return any(node is coordinate for node in postorder(*values, *(() if full else (plan.mask,))))
+        # A step of keys is told without the keys themselves.
+        steps: dict[Expr, Expr] = dict.fromkeys(self.steps, build.integer(0))
+        found = substituted((*values, *(() if full else (plan.mask,))), steps)
+        return any(node is coordinate for node in found.values())
 
     def statements(
         self,
@@ -146,9 +153,29 @@ class TileText:
             if line.origin is not None and line.origin != origin:
                 yield f"# {line.origin}"
                 origin = line.origin
+            if line.value in self.steps:
+                known[build.K] = self._step_position(self.steps[line.value], full=loads is self.full)
+            if line.value in self.coarse:
+                yield f"# One read for {self.coarse[line.value].size} keys."
             text = self.printer.text(line.value, known, loads or self.hoisted)
+            known.pop(build.K, None)
             yield from wrapped(f"{line.name} = {text}", indent)
+            if line.value in self.coarse:
+                yield self._spread(line.name)
             known[line.value] = line.name
+
+    def _step_position(self, size: int, *, full: bool) -> str:
+        """The first key of every step of a tile of keys; beyond the end it is the last one there is."""
+        is_own = self.plan.side is Side.KEYS
+        self.printer.helpers.add("_steps")
+        firsts = f"{'tile * BLOCK_N' if is_own else 'start_n'} + _steps(BLOCK_N, {size})"
+        inside = f"({firsts})" if full and not is_own else f"tl.minimum({firsts}, kv_len - 1)"
+        return f"{inside}{'[:, None]' if is_own else '[None, :]'}"
+
+    def _spread(self, name: str) -> str:
+        """What is known of every step of a tile of keys, told of every key."""
+        self.printer.helpers.add("_spread")
+        return f"{name} = _spread({name}, BLOCK_N, {0 if self.plan.side is Side.KEYS else 1})"
 
     def score_lines(self, *, full: bool, past_end: str, indent: int) -> Iterator[str]:
         """The final score of a tile, -inf where a pair is not live, and in partial tiles `live`."""

@@ -70,6 +70,11 @@ def test_float_constants(value: float, single: str, double: str) -> None:
     assert printer("double").text(build.real(value), {}, INSIDE) == double
 
 
+def test_small_powers_are_multiplied_out() -> None:
+    powers = (build.apply(Op.POW, X, build.real(exponent)) for exponent in (2.0, 3.0, 4.0, 5.0))
+    assert [*map(text, powers)] == ["pow_2(x)", "pow_3(x)", "pow_4(x)", "pow(x, 5.0f)"]
+
+
 def test_the_least_integer_is_no_literal() -> None:
     assert text(build.integer(-(2**63))) == "-9223372036854775807 - 1"
     assert text(build.integer(2**63 - 1)) == "9223372036854775807"

@@ -87,6 +87,21 @@ def test_reads_have_the_type_of_the_program() -> None:
         assert text(load) == f"tl.load(table_){suffix}"
 
 
+def test_offsets_are_added_up_before_the_pointer() -> None:
+    """A pointer is twice as wide; what is one for all of a program is added to it once."""
+    load = Load("table", (build.B, N, build.Q, build.K), DType.I64)
+    place = "table_ + b * stride_table__0 + n * stride_table__1 + (q_idx * stride_table__2 + kv_idx * stride_table__3)"
+    assert text(load, names={build.B: "b"}) == f"tl.load({place}).to(tl.int32)"
+
+
+@pytest.mark.parametrize(
+    "exponent, printed",
+    [(2.0, "_small_pow(x, 2)"), (4.0, "_small_pow(x, 4)"), (5.0, "_pow(x, 5.0)"), (0.5, "_pow(x, 0.5)")],
+)
+def test_small_powers_are_multiplied_out(exponent: float, printed: str) -> None:
+    assert text(build.apply(Op.POW, X, build.real(exponent))) == printed
+
+
 def test_a_named_value_is_printed_by_its_name() -> None:
     inner = build.apply(Op.MUL, X, X)
     node = build.apply(Op.ADD, inner, X)

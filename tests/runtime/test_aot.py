@@ -46,9 +46,9 @@ PROGRAMS = {
     "learned bias": "attention biased(t: tensor[H, N, M]) { mask kv_idx <= q_idx score score + t[h, q_idx, kv_idx] }",
 }
 HELPERS = """
-attention helpers(n: int, x: float) {
-    mask   bit_length(q_idx ^ kv_idx) < 6 and (q_idx - kv_idx) // n % n != 1
-    score  tan(score % x) + gelu(score // x) + round(min(score, x)) + silu(max(score, x)) + tanh(score) ** x
+attention helpers(n: int, x: float, seen: bool tensor[Q, K]) {
+    mask   bit_length(q_idx ^ kv_idx) < 6 and (q_idx - kv_idx) // n % n != 1 and seen[q_idx, kv_idx // 8]
+    score  x ** 3.0 + tan(score % x) + gelu(score // x) + round(min(score, x)) + silu(max(score, x)) + tanh(score) ** x
 }
 """
 COMPILED = [

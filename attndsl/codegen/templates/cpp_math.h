@@ -122,6 +122,9 @@ INLINE double pow(double x, double y) { return __builtin_pow(x, y); }
 INLINE vreal pow(vreal x, vreal y) {
     return each<real>(x, y, [](real base, real exponent) { return pow(base, exponent); });
 }
+template<class V> INLINE V pow_2(V x) { return x * x; }
+template<class V> INLINE V pow_3(V x) { return x * x * x; }
+template<class V> INLINE V pow_4(V x) { return x * x * x * x; }
 
 // Floats in float32: V is float or Lanes<float>, I the integers of the same width.
 template<class V> struct IntegersOf { typedef Lanes<int32_t> type; };

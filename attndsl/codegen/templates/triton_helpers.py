@@ -115,3 +115,29 @@ def _pow(x, y):
     signed = tl.where(is_odd, -size, size)
     power = tl.where(x < 0, tl.where(is_whole, signed, float("nan")), size)
     return tl.where((y == 0) | (x == 1), 1.0, power)
+
+
+@triton.jit
+def _small_pow(x, count: tl.constexpr):
+    """x ** count, multiplied out."""
+    power = x
+    for _ in tl.static_range(count - 1):
+        power = power * x
+    return power
+
+
+@triton.jit
+def _steps(BLOCK: tl.constexpr, STEP: tl.constexpr):
+    """The places of a tile at which a step begins; of a tile that lies in one, the first."""
+    return tl.arange(0, (BLOCK + STEP - 1) // STEP) * STEP
+
+
+@triton.jit
+def _spread(x, BLOCK: tl.constexpr, AXIS: tl.constexpr):
+    """What is known of every step of a tile, repeated for each of its BLOCK places along an axis."""
+    count: tl.constexpr = x.shape[AXIS]
+    wide: tl.constexpr = [x.shape[0], BLOCK] if AXIS == 1 else [BLOCK, x.shape[1]]
+    if count == 1:
+        return tl.broadcast_to(x, wide)
+    parts: tl.constexpr = [x.shape[0], count, BLOCK // count] if AXIS == 1 else [count, BLOCK // count, x.shape[1]]
+    return tl.reshape(tl.broadcast_to(tl.expand_dims(x, AXIS + 1), parts), wide)

@@ -121,7 +121,7 @@ def forward(
         kv_idx = keys[None, :]
         # golden.attn:1
         bias_hqk = tl.load(
-            bias + b * stride_bias_0 + h * stride_bias_1 + q_idx * stride_bias_2 + kv_idx * stride_bias_3
+            bias + b * stride_bias_0 + h * stride_bias_1 + (q_idx * stride_bias_2 + kv_idx * stride_bias_3)
         ).to(tl.float32)
         # golden.attn:1
         s = qk + bias_hqk
@@ -154,7 +154,7 @@ def forward(
         kv_idx = tl.minimum(keys, kv_len - 1)[None, :]
         # golden.attn:1
         bias_hqk = tl.load(
-            bias + b * stride_bias_0 + h * stride_bias_1 + q_idx * stride_bias_2 + kv_idx * stride_bias_3
+            bias + b * stride_bias_0 + h * stride_bias_1 + (q_idx * stride_bias_2 + kv_idx * stride_bias_3)
         ).to(tl.float32)
         live = (keys < kv_len)[None, :]
         # golden.attn:1

@@ -130,7 +130,7 @@ def backward_diagonal(
         term = q_idx - kv_idx
         bias_hqk = tl.load(bias + h * stride_bias_0 + term * stride_bias_1).to(tl.float32)
         term_1 = qk - slopes_h * term.to(tl.float32) + bias_hqk
-        table_qk = tl.load(table + kinds_q * stride_table_0 + kinds_k * stride_table_1).to(tl.float32)
+        table_qk = tl.load(table + (kinds_q * stride_table_0 + kinds_k * stride_table_1)).to(tl.float32)
         # golden.attn:1
         live = (kv_idx <= q_idx) & (kv_idx >= row)
         live = live & (offs_m < q_len)[:, None] & (keys < kv_len)[None, :]
