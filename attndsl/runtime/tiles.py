@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from attndsl.codegen.burden import pair_operations, pair_reads
 from attndsl.codegen.cpp_tiles import block_of
 from attndsl.codegen.head_dims import computed
 from attndsl.codegen.placement import Side
@@ -51,13 +52,15 @@ class Row:
     registers; by default the same.
 
     `crowded` is that of gradients, with two products for every pair, whose scores may hide keys or have thresholds
-    beside; by default that of those that have to look.
+    beside; `laden` that of kernels whose pairs hold more than a score. By default both are that of those that have to
+    look.
     """
 
     head_dim: int
     bounded: TileShape
     searching: TileShape | None = None
     crowded: TileShape | None = None
+    laden: TileShape | None = None
 
 
 # Chosen for 0 spilled bytes at head dims 64 and 128, with `wgmma` in every kernel on Hopper: `benchmarks/compile.py`.
@@ -101,24 +104,28 @@ _HALF: dict[str, dict[Shape, tuple[Row, ...]]] = {
     # Warp groups read operands from shared memory: accumulators and scores are all that registers hold.
     "hopper": {
         Shape.FORWARD: (
-            # Two warp groups of 64 rows. What looks at its tiles has one less in flight.
-            Row(64, TileShape(128, 64, 8, 3), TileShape(128, 64, 8, 2)),
-            Row(128, TileShape(128, 64, 8, 3), TileShape(128, 64, 8, 2)),
+            # Two warp groups of 64 rows. What looks at its tiles has one less in flight; where pairs have numbers of
+            # their own it has half of the keys, and three tiles again.
+            Row(64, TileShape(128, 64, 8, 3), TileShape(128, 64, 8, 2), laden=TileShape(128, 32, 8, 3)),
+            Row(128, TileShape(128, 64, 8, 3), TileShape(128, 64, 8, 2), laden=TileShape(128, 32, 8, 3)),
             # 144 KiB of shared memory. A mask leaves registers for half of the keys.
             Row(192, TileShape(128, 64, 8, 2), TileShape(128, 32, 8, 2)),
-            # One warp group, whose accumulator takes half of all registers.
-            Row(256, TileShape(64, 32, 4, 2)),
+            # One warp group, whose accumulator takes half of all registers; with a mask two, half of the columns each.
+            Row(256, TileShape(64, 32, 4, 2), TileShape(64, 32, 8, 2)),
         ),
         Shape.KEYS: (
-            Row(64, TileShape(128, 64, 8, 2)),
+            # Long arithmetic hides the time of reads: half of the keys, one tile in flight.
+            Row(64, TileShape(128, 64, 8, 2), laden=TileShape(128, 32, 8, 1)),
             # Two products for every pair: a mask leaves room for half of them.
             Row(128, TileShape(128, 64, 8, 2), TileShape(128, 32, 8, 2)),
             # 96 registers of accumulators, and keys as few as that: rather than half the queries in one warp group.
             Row(192, TileShape(128, 32, 8, 1), TileShape(128, 16, 8, 1)),
-            Row(256, TileShape(64, 32, 4, 1)),
+            # Two warp groups for half of the columns each. A second tile in flight takes fewer registers than none: it
+            # goes to shared memory without them.
+            Row(256, TileShape(64, 32, 8, 2)),
         ),
         Shape.QUERIES: (
-            Row(64, TileShape(64, 128, 8, 2), TileShape(32, 128, 8, 2)),
+            Row(64, TileShape(64, 128, 8, 2), TileShape(32, 128, 8, 2), laden=TileShape(16, 128, 8, 2)),
             # Two accumulators of 128 by 128 are 128 registers: queries come in as few as the rest allows.
             Row(128, TileShape(32, 128, 8, 2), TileShape(16, 128, 8, 2), TileShape(16, 64, 8, 2)),
             Row(192, TileShape(32, 64, 8, 1), TileShape(16, 64, 8, 1)),
@@ -171,6 +178,9 @@ _FULL = (
 INTERPRETER = TileShape(32, 32, 4, 1)
 """The interpreter runs a tile as a few calls of numpy: small, so that tests meet tile edges; warps mean nothing."""
 
+LONG = 20
+"""Operations of a pair beyond which what is known halfway takes the registers of another product."""
+
 FAMILIES = tuple(_HALF)
 """The targets a table has rows for. On "cpu" and in the "interpreter" one tile serves all."""
 
@@ -186,9 +196,13 @@ def default_tile(family: str, plan: KernelPlan) -> TileShape:
     head_dim = computed(max(plan.spec.head_dim, plan.spec.v_head_dim))
     row = next(row for row in rows if head_dim <= row.head_dim)
     searching = row.bounded if row.searching is None else row.searching
+    if row.laden is not None and _is_laden(plan):
+        return row.laden
     if _shape(plan) in (Shape.KEYS, Shape.QUERIES) and (plan.hides_keys or plan.has_thresholds):
         return searching if row.crowded is None else row.crowded
-    return row.bounded if plan.seen_are_bounded else searching
+    # Two accumulators and numbers of every pair: as much as a mask.
+    is_bounded = plan.seen_are_bounded and not (_shape(plan) is Shape.QUERIES and pair_reads(plan))
+    return row.bounded if is_bounded else searching
 
 
 def _shape(plan: KernelPlan) -> Shape:
@@ -197,6 +211,16 @@ def _shape(plan: KernelPlan) -> Shape:
     if plan.side is Side.KEYS:
         return Shape.QUERIES
     return Shape.KEYS if plan.reads_gradient else Shape.FORWARD
+
+
+def _is_laden(plan: KernelPlan) -> bool:
+    """Whether what pairs hold beside their scores takes the registers of half a tile: by counts that tell the kernels
+    that spill from those that do not."""
+    if plan.seen_are_bounded:
+        return False
+    if _shape(plan) is Shape.FORWARD:
+        return pair_reads(plan) > (0 if computed(plan.spec.v_head_dim) > 64 else 1)
+    return pair_operations(plan) > LONG
 
 
 def family_of(backend: str, capability: int) -> str:

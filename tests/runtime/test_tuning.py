@@ -511,6 +511,28 @@ def test_every_kernel_has_a_default(family: str, dtype: str) -> None:
 
 
 @here_alone
+def test_pairs_with_numbers_of_their_own_have_smaller_tiles() -> None:
+    """On Hopper: where the accumulator is wide, or there are two of them; a long computation in a gradient."""
+    texts = {
+        "one": "attention one(t: bool tensor[N, M]) { mask t[q_idx, kv_idx] }",
+        "two": "attention two(t: bool tensor[N, M]) { mask t[q_idx, kv_idx] and t[q_idx, kv_idx + 1] }",
+        "steps": "attention steps(t: bool tensor[N, M]) { mask t[q_idx, kv_idx // 16] }",
+        "long": f"attention long {{ mask cos(float(q_idx * kv_idx)) < 0.5 score {'sin(' * 25}score{')' * 25} }}",
+    }
+    kernels = {name: getattr(ad.parse(text), name)._compilation for name, text in texts.items()}
+
+    def tile(name: str, kernel: str, head_dim: int) -> str:
+        spec = Specialisation("bf16", head_dim, head_dim)
+        return str(default_tile("hopper", kernels[name].kernel(kernel, spec).plan))
+
+    usual, small = "128 x 64, 8 warps, 2 stages", "128 x 32, 8 warps, 3 stages"
+    assert [tile(name, "forward", 64) for name in ("one", "two", "steps")] == [usual, small, usual]
+    assert [tile(name, "forward", 128) for name in ("one", "two", "steps")] == [small, small, usual]
+    assert tile("one", "backward_dq", 64) == tile("long", "forward", 64) == usual
+    assert tile("long", "backward_dq", 64) == "128 x 32, 8 warps, 1 stages"
+
+
+@here_alone
 def test_times_are_of_the_least_disturbed_run() -> None:
     runs: list[int] = []
     assert 0 <= milliseconds(lambda: runs.append(1), torch.device("cpu")) < 10
