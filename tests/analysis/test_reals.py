@@ -121,6 +121,8 @@ def test_floats_become_integers_towards_zero(values: list[float]) -> None:
     found = reals.to_integers(enclosure(values), np.dtype(np.int64))
     numbers = [int(value) for value in values if math.isfinite(value) and abs(value) < 2**59]
     assert all(found.lo.item() <= number <= found.hi.item() for number in numbers)
+    if not all(map(math.isfinite, values)):
+        assert (found.lo.item(), found.hi.item()) == (-(2**60), 2**60), "what an integer of no number is, nobody says"
     if len(numbers) == len(values):
         assert found.hi.item() - found.lo.item() <= max(numbers) - min(numbers) + max(map(abs, numbers)) * 2**-20 + 2
 
