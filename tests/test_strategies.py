@@ -40,7 +40,7 @@ def test_a_good_mix_of_tiles(strategy: st.SearchStrategy[Case]) -> None:
 def test_every_operator_is_met() -> None:
     met: Counter[Op] = Counter()
 
-    @seed(0)
+    @seed(1)
     @settings(RANDOM, max_examples=600)
     @given(ANY)
     def draw(case: Case) -> None:
