@@ -3,39 +3,26 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from compare import assert_rows_close
-from engines import DenseEngine
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention.flex_attention import and_masks, create_block_mask
 
 import attndsl as ad
-from attndsl import operations
-from attndsl.codegen.plan import Target
 from attndsl.integrations.sources import sources, value_at
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # torch's compiler warns of torch itself
+pytestmark = [
+    pytest.mark.usefixtures("forgotten", "dense_engines"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),  # torch's compiler warns of torch itself
+]
 
 DOCUMENTS = torch.tensor([[0] * 10 + [1] * 14, [0] * 17 + [1] * 7])
 FACTOR = 2.0
-
-
-@pytest.fixture(autouse=True)
-def forgotten() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-@pytest.fixture(autouse=True)
-def dense_engines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Operators run the pieces of kernels densely, which takes no compilation."""
-    monkeypatch.setitem(operations.ENGINES, Target.CPP, lambda compilation, *_: DenseEngine(compilation.source))
 
 
 def causal(b: Any, h: Any, q: Any, kv: Any) -> Any:
