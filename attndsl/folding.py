@@ -15,6 +15,7 @@ from torch import Tensor
 
 from attndsl.compiler import Compilation
 from attndsl.ir import build
+from attndsl.ir.names import free_names
 from attndsl.ir.ops import Op
 from attndsl.ir.rewrite import substituted
 from attndsl.ir.types import DType
@@ -117,10 +118,4 @@ def _learns(call: Call) -> bool:
 
 
 def _names(variant: Variant) -> Names:
-    taken = {param.name for param in variant.params}
-    found = []
-    for name in ("group", "queries", "first_query"):
-        while name in taken:
-            name += "_"
-        found.append(name)
-    return Names(*found)
+    return Names(*free_names(variant, "group", "queries", "first_query"))

@@ -21,7 +21,8 @@ from attndsl.frontend.run import NeedsValue
 from attndsl.frontend.signatures import Stage
 from attndsl.frontend.symbols import Symbol
 from attndsl.ir import build
-from attndsl.ir.nodes import Expr, Load, Scalar, intern
+from attndsl.ir.names import renaming
+from attndsl.ir.nodes import Expr, Load, Scalar
 from attndsl.ir.rewrite import postorder, sweep
 from attndsl.ir.types import Coordinate
 from attndsl.ir.variant import Variant
@@ -168,19 +169,9 @@ def _program(recorder: TraceRecorder, name: str, roots: tuple[Expr, Expr, Expr, 
     names = found.names
     variant = Variant(name, found.params, *roots, recorder.builder.origins, requirements, order=recorder.builder.order)
     if any(label != final for label, final in names.items()):
-        moves = sweep((*roots, *conditions), lambda node: _renamed(node, names))
+        moves = sweep((*roots, *conditions), renaming(names))
         requirements = tuple(replace(one, condition=moves[one.condition]) for one in requirements)
         variant = replace(
             variant.map(moves.__getitem__), origins=variant.origins.moved(moves), requirements=requirements
         )
     return Program(variant, found.bindings, found.keys)
-
-
-def _renamed(node: Expr, names: Mapping[str, str]) -> Expr | None:
-    match node:
-        case Scalar(name=label, dtype=dtype):
-            return intern(Scalar, names[label], dtype)
-        case Load(tensor=label, indices=indices, dtype=dtype):
-            return intern(Load, names[label], indices, dtype)
-        case _:
-            return None

@@ -16,6 +16,7 @@ from torch import Tensor
 from attndsl.compiler import Compilation
 from attndsl.frontend.bindings import Bindings, Bound, Leaf, Value
 from attndsl.ir import build
+from attndsl.ir.names import free_names
 from attndsl.ir.nodes import Expr
 from attndsl.ir.ops import Op
 from attndsl.ir.types import DType
@@ -134,11 +135,4 @@ def _block(index: Expr, size: int) -> Expr:
 
 
 def _names(variant: Variant) -> Names:
-    taken = {param.name for param in variant.params}
-    return Names(*(_fresh(name, taken) for name in ("blocks", "first_query", "key_blocks")))
-
-
-def _fresh(name: str, taken: set[str]) -> str:
-    while name in taken:
-        name += "_"
-    return name
+    return Names(*free_names(variant, "blocks", "first_query", "key_blocks"))

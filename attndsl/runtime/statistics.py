@@ -6,7 +6,7 @@ reference and kernels to compute, the sums over rows that it needs, as data.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from attndsl.diagnostics import CallError, Reporter, fail
 from attndsl.ir import row_sums
-from attndsl.ir.nodes import Expr, Load, Scalar, intern
+from attndsl.ir.names import free_name, renaming
 from attndsl.ir.rewrite import sweep
 from attndsl.ir.row_sums import RowSum
 from attndsl.ir.variant import Param, ScalarParam, Variant
@@ -143,29 +143,14 @@ def wanted_statistics(return_aux: Any) -> Wanted | None:
     return Wanted(names, everything=False, masses=masses)
 
 
-def _renamed(variant: Variant, prefix: str, taken: Iterable[str]) -> tuple[Variant, dict[str, str]]:
+def _renamed(variant: Variant, prefix: str, taken: Collection[str]) -> tuple[Variant, dict[str, str]]:
     """A variant whose parameters have names that are not taken, and those names by the old ones.
 
     Defaults are left out: a predicate of another number is the same program.
     """
-    names: dict[str, str] = {}
-    for param in variant.params:
-        name = f"{prefix}_{param.name}"
-        while name in taken:
-            name += "_"
-        names[param.name] = name
-
-    def rule(node: Expr) -> Expr | None:
-        match node:
-            case Scalar(name=name, dtype=dtype):
-                return intern(Scalar, names[name], dtype)
-            case Load(tensor=name, indices=indices, dtype=dtype):
-                return intern(Load, names[name], indices, dtype)
-            case _:
-                return None
-
+    names = {param.name: free_name(f"{prefix}_{param.name}", taken) for param in variant.params}
     params = tuple(_unbound(param, names[param.name]) for param in variant.params)
-    return replace(variant, mask=sweep((variant.mask,), rule)[variant.mask], params=params), names
+    return replace(variant, mask=sweep((variant.mask,), renaming(names))[variant.mask], params=params), names
 
 
 def _unbound(param: Param, name: str) -> Param:

@@ -20,6 +20,7 @@ from attndsl.compiler import Compilation
 from attndsl.diagnostics import CallError, Reporter, UnsupportedError, fail
 from attndsl.execution import attend as attend_by_kernels
 from attndsl.ir import build
+from attndsl.ir.names import free_names
 from attndsl.ir.ops import Op
 from attndsl.ir.rewrite import substituted
 from attndsl.ir.types import DType
@@ -33,7 +34,6 @@ from attndsl.runtime.launch import Rows
 from attndsl.runtime.requirements import check_requirements
 from attndsl.runtime.statistics import Wanted, wanted_statistics
 from attndsl.serving.cache import PagedCache, Pages, pages_of
-from attndsl.serving.rewrite import fresh_names
 from attndsl.serving.sequences import BOTTOM_RIGHT
 
 __all__ = ["PagedCache", "paged"]
@@ -89,7 +89,7 @@ _joined: WeakKeyDictionary[Compilation, _Joined] = WeakKeyDictionary()
 def _joined_with(compilation: Compilation) -> _Joined:
     found = _joined.get(compilation)
     if found is None:
-        (name,) = fresh_names(compilation.source, ("kv_lens",)).values()
+        (name,) = free_names(compilation.source, "kv_lens")
         found = _joined[compilation] = _Joined(Compilation(bounded(compilation.source, name)), FactBook(), name)
     return found
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from attndsl.analysis.axes import axes_below
 from attndsl.ir import build
+from attndsl.ir.names import free_names
 from attndsl.ir.nodes import Expr, Load, children, with_children
 from attndsl.ir.ops import Op
 from attndsl.ir.rewrite import postorder
@@ -53,22 +54,11 @@ def pack_predicate(variant: Variant, is_alike: bool) -> Packed:
 
 def _moved(variant: Variant, is_alike: bool) -> tuple[Variant, dict[str, str]]:
     """The stages over packed tokens, and the names of what they read by role."""
-    roles = fresh_names(variant, ROLES)
+    roles = dict(zip(ROLES, free_names(variant, *ROLES), strict=True))
     if is_alike:
         roles["q_start"] = roles["kv_start"]
     moves = _moves(variant, _of_queries(roles), _of_keys(roles))
     return replace(variant.map(moves.__getitem__), origins=variant.origins.moved(moves)), roles
-
-
-def fresh_names(variant: Variant, wanted: tuple[str, ...]) -> dict[str, str]:
-    """Names like those wanted that no parameter has."""
-    taken, found = {param.name for param in variant.params}, {}
-    for name in wanted:
-        fresh = name
-        while fresh in taken:
-            fresh += "_"
-        found[name] = fresh
-    return found
 
 
 def _with_used(variant: Variant, roles: Mapping[str, str]) -> Packed:
