@@ -11,12 +11,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import builds
+import interpreting
 import pytest
 from hypothesis import settings
 
 # Workers of xdist have a core each: more threads in them would wait for each other. Tests of threads ask for theirs.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    interpreting.hurry()
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
