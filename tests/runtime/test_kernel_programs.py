@@ -264,7 +264,7 @@ def test_captures_of_every_rank() -> None:
 TAKEN = KERNEL_NAMES if INTERPRETING else taken_names()
 """Names a kernel has for itself."""
 
-AT_ONCE = 12 if INTERPRETING else 60
+AT_ONCE = 12 if INTERPRETING else 150
 """Parameters of one program; native kernels take as long to build with few as with many."""
 
 
