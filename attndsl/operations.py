@@ -15,9 +15,9 @@ from torch import Tensor
 
 from attndsl.analysis.streaming import LSE
 from attndsl.codegen.derivation import Derivation
-from attndsl.codegen.plan import Target
 from attndsl.diagnostics import UnsupportedError, fail
-from attndsl.execution import Kernels, NativeKernels
+from attndsl.engines import ENGINES
+from attndsl.engines.kernels import Kernels
 from attndsl.ir.order import GridOrder
 from attndsl.ir.variant import Param, TensorParam
 from attndsl.programs import Program, program_of, variants_of
@@ -31,7 +31,6 @@ from attndsl.runtime.launch import Rows
 from attndsl.runtime.statistics import Mass, Wanted
 
 MAX_SCORE = "max_score"
-ENGINES: dict[Target, type[Kernels]] = {Target.TRITON: Kernels, Target.CPP: NativeKernels}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

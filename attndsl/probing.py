@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from attndsl.codegen.plan import Emitted, KernelPlan, Specialisation
-from attndsl.execution import Kernels, NativeKernels
+from attndsl.engines.kernels import Kernels
+from attndsl.engines.native import NativeKernels
 from attndsl.runtime.arguments import Call
 from attndsl.runtime.launch import Launch, Rows
 from attndsl.runtime.native.forward import Forward

@@ -19,7 +19,8 @@ from torch import Tensor
 from attndsl.analysis.bounds import Strategy, choose_strategy
 from attndsl.analysis.streaming import Streaming, stream
 from attndsl.compiler import Compilation
-from attndsl.execution import Kernels, NativeKernels
+from attndsl.engines.kernels import Kernels
+from attndsl.engines.native import NativeKernels
 from attndsl.frontend.parse import parse
 from attndsl.ir.variant import Variant
 from attndsl.reference import Result, attend, live_pairs

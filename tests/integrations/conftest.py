@@ -30,4 +30,5 @@ def forgotten() -> Iterator[None]:
 @pytest.fixture
 def dense_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Operators run the pieces of kernels densely: for tests of many programs, each of which would be compiled once."""
-    monkeypatch.setitem(operations.ENGINES, Target.CPP, lambda compilation, *_: DenseEngine(compilation.source))
+    engines = {**operations.ENGINES, Target.CPP: lambda compilation, *_: DenseEngine(compilation.source)}
+    monkeypatch.setattr(operations, "ENGINES", engines)

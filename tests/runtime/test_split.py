@@ -11,8 +11,8 @@ from launches import INTERPRETING, interpreted, program
 from torch import Tensor
 
 import attndsl as ad
-from attndsl import execution
 from attndsl.compiler import Compilation
+from attndsl.engines.kernels import Kernels
 from attndsl.runtime.launch import splits_for
 from attndsl.runtime.tiles import TileShape
 
@@ -54,7 +54,7 @@ class TestPages:
     pytestmark = interpreted
 
     def test_parts_of_pages(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(execution.Kernels, "_splits", lambda *_: 3)
+        monkeypatch.setattr(Kernels, "_splits", lambda *_: 3)
         pool = torch.randn(5, 16, 1, 16)
         table = torch.tensor([[4, 1, 3], [2, -1, -1], [-1, -1, -1]])
         cache = ad.PagedCache(pool, pool, table, torch.tensor([41, 7, 0]))

@@ -15,11 +15,12 @@ from launches import INTERPRETING, on_kernels
 from torch import Tensor
 
 import attndsl as ad
-from attndsl import execution, judging
+from attndsl import judging
 from attndsl.attention import Attention
 from attndsl.cli import main
 from attndsl.codegen.plan import Specialisation, Target
 from attndsl.diagnostics import CallError, VerifyError
+from attndsl.engines.kernels import Kernels
 from attndsl.judging import Judge
 from attndsl.probing import Probe, Unfit
 from attndsl.reference import attend
@@ -82,14 +83,14 @@ def inputs(length: int = LENGTH, heads: int = 2, grad: bool = False) -> tuple[Te
 def used(monkeypatch: pytest.MonkeyPatch) -> list[TileShape]:
     """The tiles of kernels that run."""
     found: list[TileShape] = []
-    planned = execution.Kernels._planned
+    planned = Kernels._planned
 
-    def watched(self: execution.Kernels, *arguments: Any) -> Any:
+    def watched(self: Kernels, *arguments: Any) -> Any:
         kernel, tile, table = planned(self, *arguments)
         found.append(tile)
         return kernel, tile, table
 
-    monkeypatch.setattr(execution.Kernels, "_planned", watched)
+    monkeypatch.setattr(Kernels, "_planned", watched)
     return found
 
 
