@@ -39,6 +39,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    """Extension modules say what they find leaked when they end."""
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def quick_builds(request: pytest.FixtureRequest) -> Iterator[None]:
     """Most native kernels are built without optimisation, unless a test is about what users get, to the last bit."""
