@@ -92,9 +92,22 @@ def _with_lets(text: str) -> str:
     return f"attention test() {{ {x} {y} {text} }}"
 
 
-@pytest.mark.parametrize("name", _programs())
-def test_every_operator(name: str) -> None:
+SCORES = {name: text.removeprefix("score ") for name, text in _programs().items() if text.startswith("score ")}
+AT_A_TIME = 8
+"""Scores of one program, each of a head."""
+
+
+@pytest.mark.parametrize("name", [name for name in _programs() if name not in SCORES])
+def test_every_operator_of_masks(name: str) -> None:
     check(program(_with_lets(_programs()[name])), *inputs(q_len=20, kv_len=35))
+
+
+@pytest.mark.parametrize("start", range(0, len(SCORES), AT_A_TIME), ids=lambda start: [*SCORES][start])
+def test_every_operator_of_scores(start: int) -> None:
+    score, names = "score", [*SCORES][start : start + AT_A_TIME]
+    for head, name in enumerate(names):
+        score = f"where(h == {head}, {SCORES[name]}, {score})"
+    check(program(_with_lets(f"score {score}")), *inputs(heads=len(names), q_len=20, kv_len=35), note=", ".join(names))
 
 
 def test_every_row_of_the_table_has_a_program() -> None:
