@@ -20,7 +20,7 @@ from attndsl.codegen.drawn import Drawn
 from attndsl.runtime.native import build, launch, load
 from attndsl.runtime.native.compiler import Compiler, compiler
 
-SHARE = 8
+SHARE = 16
 """One program of so many is built as users build theirs."""
 
 _slots: dict[tuple[str, str], load._Slot] = {}

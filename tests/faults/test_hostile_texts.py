@@ -19,7 +19,7 @@ from attndsl.frontend.parse import parse, read
 from attndsl.ir.printer import print_variant
 from attndsl.runtime.store import load_module, module_path
 
-FUZZED = 20.0
+FUZZED = 10.0
 """Seconds."""
 
 NESTED = 50_000
