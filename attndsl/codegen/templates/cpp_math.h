@@ -188,7 +188,9 @@ template<class V> INLINE V exp2_formula(V x) {
 }
 
 // 2^x for x <= 100, from the power of what x has more than the integer below it (DOWN), or than the nearest one. It is 0
-// where x is below -126: subnormal results take a hundred times as long, and rows with a steep bias are full of them.
+// where x is below -100: beside the largest of a row, which is 1, that is nothing, and what is smaller has products that
+// are subnormal, which take a hundred times as long. Rows of large scores or with a steep bias are full of them.
+constexpr float LEAST_POWER = -100.0f;
 #if defined(__AVX512DQ__) && defined(__AVX512VL__)
 template<bool DOWN> INLINE float without_whole(float x) {
     asm("vreducess %1, %0, %0, %0" : "+v"(x) : "i"(DOWN));
@@ -201,10 +203,10 @@ template<bool DOWN> INLINE Lanes<float> without_whole(Lanes<float> x) {
 // p * 2^floor(n)
 INLINE float times_power(float p, float n) {
     asm("vscalefss %1, %0, %0" : "+v"(p) : "v"(n));
-    return n < -126.0f ? 0.0f : p;
+    return n < LEAST_POWER ? 0.0f : p;
 }
 INLINE Lanes<float> times_power(Lanes<float> p, Lanes<float> n) {
-    const Lanes<float> least(-126.0f);
+    const Lanes<float> least(LEAST_POWER);
     uint16_t kept;
     asm("vcmpps $5, %2, %1, %0" : "=Yk"(kept) : "v"(n.part[0]), "v"(least.part[0]));
     asm("vscalefps %1, %0, %0%{%2%}%{z%}" : "+v"(p.part[0]) : "v"(n.part[0]), "Yk"(kept));
@@ -216,11 +218,10 @@ template<bool DOWN, class V, class F> INLINE V exp2_by(V x, F power) {
 }
 #else
 template<bool DOWN, class V, class F> INLINE V exp2_by(V x, F power) {
-    constexpr float LEAST = DOWN ? -126.5f : -127.0f;
-    x = select(x < LEAST, V(LEAST), x);
-    V moved = x - (DOWN ? 0.5f : 0.0f) + (NEAREST + 127.0f);
+    V kept = select(x < LEAST_POWER, V(LEAST_POWER), x);
+    V moved = kept - (DOWN ? 0.5f : 0.0f) + (NEAREST + 127.0f);
     V n = moved - (NEAREST + 127.0f);
-    return power(x - n) * bits_as<V>(bits_as<I<V>>(moved) << 23);
+    return select(x < LEAST_POWER, V(0.0f), power(kept - n) * bits_as<V>(bits_as<I<V>>(moved) << 23));
 }
 #endif
 // At most 1 ulp where it is not 0.
