@@ -5,7 +5,7 @@ In: an attention. Out: its `score_mod` and `mask_mod` as plain functions, or why
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import torch
@@ -53,29 +53,44 @@ def mods_of(attention: ad.Attention, values: Mapping[str, Any], q_len: int, kv_l
 
 
 def _function(arguments: str, root: Expr, given: Mapping[str, Any]) -> Callable[..., Any]:
-    names, lines = dict(LEAVES), list[str]()
+    names, lines, scope = dict(LEAVES), list[str](), dict(given)
+    numbers: set[Expr] = {build.Q_LEN, build.KV_LEN}
     for node in postorder(root):
-        if node not in names:
+        if node in names:
+            continue
+        operands = [names[child] for child in children(node)]
+        if isinstance(node, Const | Scalar) or (isinstance(node, Apply) and numbers.issuperset(node.args)):
+            numbers.add(node)
+            names[node] = _number(node, operands, scope)
+        else:
             names[node] = f"v{len(lines)}"
-            lines.append(f"    v{len(lines)} = {_text(node, [names[child] for child in children(node)])}")
-    scope = dict(given)
+            lines.append(f"    v{len(lines)} = {_text(node, operands, numbers)}")
     exec("\n".join((f"def mod({arguments}):", *lines, f"    return {names[root]}")), scope)
     found: Callable[..., Any] = scope["mod"]
     return found
 
 
-def _text(node: Expr, operands: list[str]) -> str:
+def _number(node: Expr, operands: list[str], scope: Mapping[str, Any]) -> str:
+    """What every pair shares, as a Python number: torch's functions take no numbers alone."""
     match node:
         case Const(value=value):
-            return repr(value).replace("inf", "float('inf')")
+            pass
         case Scalar(name=name):
-            return f"p_{name}"
+            value = scope[f"p_{name}"]
+        case _:
+            value = eval(_text(node, [f"torch.tensor({operand})" for operand in operands], set()), dict(scope)).item()
+    return f"({value!r})".replace("inf", "float('inf')")
+
+
+def _text(node: Expr, operands: list[str], numbers: Set[Expr]) -> str:
+    match node:
         case Load(tensor=tensor):
             return f"p_{tensor}[{', '.join(operands)}]"
         case Apply(op=Op.TO_FLOAT | Op.TO_INT | Op.TO_BOOL):
             return f"torch.as_tensor({operands[0]}).to({TYPES.get(node.dtype, 'torch.int64')})"
-        case Apply(op=op, args=(_, Const())) if op in CLAMPED:
-            return f"torch.clamp({operands[0]}, {CLAMPED[op]}={operands[1]})"
+        case Apply(op=op, args=args) if op in CLAMPED and not numbers.isdisjoint(args):
+            (_, other), (_, number) = sorted(zip(args, operands, strict=True), key=lambda one: one[0] in numbers)
+            return f"torch.clamp({other}, {CLAMPED[op]}={number})"
         case Apply(op=op) if op in PREFIX:
             return f"{PREFIX[op]}{operands[0]}"
         case Apply(op=Op.BIT_LENGTH):
