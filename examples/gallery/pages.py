@@ -283,10 +283,10 @@ def _timed() -> dict[str, dict]:
 def _speed(row: dict) -> str:
     """What was measured of an entry, and why where another was faster."""
     size = f"{row['length']} tokens, head dim {row['head dim']}: {row['attndsl ms']:.3g} ms"
-    formula = f"{row['over the formula']:.2g} times as fast as the formula"
+    formula = f"{row['over the formula']:.3g} times as fast as the formula"
     flex = f"Not in FlexAttention: {row['no flex']}."
     if row["over flex"] is not None:
-        flex = f"Its attentions alone are {row['over flex']:.2g} times as fast as FlexAttention's."
+        flex = f"Its attentions alone are {row['over flex']:.3g} times as fast as FlexAttention's."
     return " ".join(filter(None, (f"{size}, {formula}.", flex, row["why slower"])))
 
 
