@@ -7,7 +7,7 @@ and for its keys alike, so that one of them can leave the gradients of q, k, v a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from attndsl.analysis.streaming import LSE
 from attndsl.analysis.structure import Structure
@@ -16,7 +16,7 @@ from attndsl.codegen.cpp_lines import CppLines, names_of
 from attndsl.codegen.cpp_text import GRADIENTS, SUMS
 from attndsl.codegen.drawn import Drawn
 from attndsl.codegen.names import row_pointer
-from attndsl.codegen.plan import OUTPUTS, Gather, KernelPlan, Operand
+from attndsl.codegen.plan import OUTPUTS, Gather, KernelPlan, Operand, is_maximum
 from attndsl.codegen.triton_expr import LoadStyle
 from attndsl.ir import build
 from attndsl.ir.nodes import Apply, Expr, RowValue
@@ -83,9 +83,6 @@ class GradientsText:
     has_area: bool
 
 
-MAXIMUM = "m_i"
-"""How the names of maxima begin."""
-
 OWN = {
     Operand.QUERY: OwnText("queries", "HEAD_DIM", "Q", "stride_qm", "stride_qd"),
     Operand.GRADIENT: OwnText("gradients", "V_HEAD_DIM", "DOut", "stride_dom", "stride_dod"),
@@ -99,15 +96,21 @@ def emit_gradients(plan: KernelPlan) -> Drawn:
     return Drawn(GRADIENTS, (("lines", kernel.module(sums=(SUMS,))), ("kernel", kernel.text())))
 
 
+@dataclass(frozen=True)
 class _Printer(CppPrinter):
-    """Prints expressions of gradients: how much a score is below its row's maximum or lse, exponentiated, as powers of
-    two that are never subnormal, which products would take their time for."""
+    """Prints expressions of gradients: how much a score is below one of the `tops` of its row, exponentiated, as powers
+    of two that are never subnormal, which products would take their time for.
+
+    Tops are the lse and the largest score, beside which what is that small is nothing; other maxima may be far above.
+    """
+
+    tops: frozenset[str] = frozenset()
 
     def _printed(self, node: Expr, names: Mapping[Expr, str], loads: LoadStyle, at_root: bool = False) -> Text:
         match node:
             case Apply(op=Op.EXP, args=(Apply(op=Op.SUB, args=(_, RowValue(name=row))) as below,)) if (
                 at_root or node not in names
-            ) and (row == LSE.name or row.startswith(MAXIMUM)):
+            ) and row in self.tops:
                 return Text(f"exp2_flushing({super()._printed(below, names, loads, at_root=True).inside('*')} * LOG2E)")
             case _:
                 return super()._printed(node, names, loads, at_root)
@@ -123,6 +126,9 @@ class _Gradients(CppLines):
         leaves: dict[Expr, str] = {build.DWEIGHT: "dw", **{build.row_value(name): name for name in plan.kept}}
         stages = (plan.placement, plan.rest)
         super().__init__(plan, (plan.mask, plan.score, *values), stages, leaves, fixed=values, given=plan.kept)
+        largest = (statistic.name for statistic in plan.streaming.statistics if is_maximum(statistic))
+        assert isinstance(self.printer, _Printer)
+        self.printer = replace(self.printer, tops=frozenset((LSE.name, *largest)))
         self.is_plain = plan.score is build.SCORE
         product = "s" if self.is_plain else "qk"
         self.raw: dict[Expr, str] = {build.SCORE: product}

@@ -64,3 +64,22 @@ def test_what_a_backward_reads_of_rows(name: str, dtype: torch.dtype) -> None:
 def test_row_outputs_are_nobody_elses_memory() -> None:
     _, aux = ad.attention()(*inputs(), backend="cpu", return_aux=["lse", "max_score"])
     assert aux.lse.untyped_storage().data_ptr() != aux.max_score.untyped_storage().data_ptr()
+
+
+@ad.normalizer
+def below_the_size(score):
+    e = ad.exp(score - ad.row_max(abs(score)))
+    return e / (ad.row_sum(e) + ad.row_sum(e * 0.5))
+
+
+def test_a_maximum_far_above_all_scores_hides_none_of_them() -> None:
+    """Beside the largest score what is 2^-100 is nothing; beside another maximum it may be all there is."""
+    torch.manual_seed(0)
+    q, v = torch.ones(1, 1, 40, 16, requires_grad=True), torch.randn(1, 1, 70, 16)
+    k = -9.5 + 0.01 * torch.randn(1, 1, 70, 16)
+    attention = ad.attention(normalizer=below_the_size)
+    out, wanted = attention(q, k, v), attention.reference(q.double(), k.double(), v.double())
+    (found,), (exact,) = torch.autograd.grad(out.sum(), q), torch.autograd.grad(wanted.sum(), q)
+    assert exact.abs().max() > 1e-3
+    assert float((out - wanted).detach().abs().max()) < 1e-5
+    assert float((found - exact).abs().max()) < 1e-5
